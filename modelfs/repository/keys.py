@@ -1,0 +1,35 @@
+"""The keys of a repository's objects, as docs/format.md lays them out; nobody else spells one."""
+
+from __future__ import annotations
+
+from modelfs.ids import ObjectId
+
+INFO = "modelfs.json"
+CATALOG = "catalog.json"
+
+
+def _sharded(kind: str, name: str) -> str:
+    return f"{kind}/{name[:2]}/{name}"
+
+
+def history(digest: ObjectId) -> str:
+    return _sharded("histories", digest.hex())
+
+
+def manifest(digest: ObjectId) -> str:
+    return _sharded("manifests", digest.hex())
+
+
+def layout(manifest_id: ObjectId) -> str:
+    return _sharded("layouts", manifest_id.hex())
+
+
+def index(digest: ObjectId) -> str:
+    return _sharded("indexes", digest.hex())
+
+
+def pack(digest: ObjectId) -> str:
+    return _sharded("packs", digest.hex())
+
+
+PACKS, LAYOUTS, INDEXES, MANIFESTS, HISTORIES = "packs/", "layouts/", "indexes/", "manifests/", "histories/"

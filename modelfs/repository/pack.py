@@ -1,0 +1,88 @@
+"""Packs: stored chunks back to back, then a tail that says what they are, then a fixed footer.
+
+Rule: packs explain themselves: from packs alone every index and layout can be made again.
+Layout: chunks | tail (a column container: see index.py) | footer of 64 bytes (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from modelfs.errors import Malformed
+from modelfs.ids import ChunkId, Digest, ObjectId
+from modelfs.repository import index
+from modelfs.repository.index import Located
+from modelfs.repository.places import MAX_PACK_BYTES, SELF, Place
+
+MAGIC = b"MFSPACK1"
+FOOTER = struct.Struct("<8sQQ8x32s")
+"""magic, tail offset, tail length, 8 zero bytes, BLAKE3 of the tail."""
+
+TARGET_BYTES = 16 << 20
+"""A pack is closed at the first chunk that brings it here: a killed push repeats one pack at most, and a
+sequential read finds ranges of this size."""
+HEAD_TARGET_BYTES = 2 << 20
+"""Head packs are fetched whole at the first touch, so they are kept small: at most twice this."""
+
+
+class PackWriter:
+    """One open pack, in memory."""
+
+    def __init__(self, target_bytes: int = TARGET_BYTES) -> None:
+        self._target = target_bytes
+        self._data = bytearray()
+        self._rows: list[Located] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._data) >= self._target
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, id: ChunkId, length: int, codec: str, stored: bytes) -> None:
+        """length: of the decoded chunk."""
+        self._rows.append(Located(id, length, Place(SELF, len(self._data), len(stored), codec)))
+        self._data += stored
+
+    def seal(self) -> SealedPack:
+        tail = index.serialise(self._rows, "tail")
+        start = len(self._data)
+        self._data += tail
+        self._data += FOOTER.pack(MAGIC, start, len(tail), Digest.of(tail))
+        return SealedPack(ObjectId.of(self._data), self._data, self._rows)
+
+
+class SealedPack:
+    """A pack ready to be put. chunks: with places that name it."""
+
+    def __init__(self, id: ObjectId, data: bytearray, rows: list[Located]) -> None:
+        self.id, self.data = id, data
+        self.chunks = [_within(row, id) for row in rows]
+
+
+def _within(row: Located, pack: ObjectId) -> Located:
+    place = row.place
+    base = place.base
+    if base is not None and base.pack == SELF:
+        base = Place(pack, base.offset, base.length, base.codec)
+    return Located(row.id, row.length, Place(pack if place.pack == SELF else place.pack, place.offset, place.length,
+                                             place.codec, base))
+
+
+def tail_span(footer: bytes | memoryview, size: int, what: str) -> tuple[int, int, Digest]:
+    """(offset, length, digest) of the tail of a pack of `size` bytes. Raises Malformed."""
+    if len(footer) != FOOTER.size or size > MAX_PACK_BYTES + (MAX_PACK_BYTES >> 1):
+        raise Malformed(what, why="too short or too long for a pack")
+    magic, start, length, digest = FOOTER.unpack(footer)
+    if magic != MAGIC or start + length + FOOTER.size != size:
+        raise Malformed(what, why="it does not end as a pack does")
+    return start, length, Digest(digest)
+
+
+def parse_tail(pack: ObjectId, tail: bytes | memoryview, digest: Digest, chunk_size: int) -> list[Located]:
+    """The chunks of a pack, with places that name it. Raises Malformed."""
+    what = f"tail of pack {pack.hex()[:16]}"
+    if Digest.of(tail) != digest:
+        raise Malformed(what, why="its hash differs")
+    return [_within(row, pack) for row in index.parse(tail, what, chunk_size).all()]

@@ -1,0 +1,113 @@
+"""Places: where stored chunks lie. The one table that layouts, indexes and pack tails have in common.
+
+Rule: a place is a hint. It is bounded here, so that nothing is read or allocated beyond a chunk's size, and
+proved only by the hash of what comes out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelfs.errors import Malformed
+from modelfs.ids import ObjectId
+from modelfs.repository.columns import Columns, ids_column, texts_column
+
+NO_BASE = 0xFFFF_FFFF
+MAX_PACK_BYTES = 64 << 20
+SELF = ObjectId(bytes(32))
+"""In a pack's tail: the pack that the tail is part of, whose digest it cannot hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """length: stored bytes. base: where the chunk lies that this one is a difference to, or None."""
+
+    pack: ObjectId
+    offset: int
+    length: int
+    codec: str
+    base: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTable:
+    """k places: packs [p, 32] u8 and codecs (names) hold what pack [k] u32 and codec [k] u16 number;
+    offset [k] u64, stored [k] u32, base [k] u32 (another row, or NO_BASE)."""
+
+    packs: NDArray[np.uint8]
+    codecs: list[str]
+    pack: NDArray[np.uint32]
+    offset: NDArray[np.uint64]
+    stored: NDArray[np.uint32]
+    codec: NDArray[np.uint16]
+    base: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def place(self, row: int) -> Place:
+        base = int(self.base[row])
+        return Place(ObjectId(self.packs[self.pack[row]].tobytes()), int(self.offset[row]), int(self.stored[row]),
+                     self.codecs[self.codec[row]], None if base == NO_BASE else self.place(base))
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        return {"place_base": self.base, "place_codec": self.codec, "place_offset": self.offset,
+                "place_pack": self.pack, "place_stored": self.stored, "packs": self.packs,
+                "codecs": texts_column(self.codecs)}
+
+    @classmethod
+    def from_columns(cls, columns: Columns, chunk_size: int) -> PlaceTable:
+        """Raises Malformed where a place lies outside a pack, is larger than a chunk, or names what is not there."""
+        pack = columns.get("place_pack", "U32")
+        k = len(pack)
+        table = cls(columns.get("packs", "U8", 32), columns.texts("codecs"), pack,
+                    columns.get("place_offset", "U64", rows=k), columns.get("place_stored", "U32", rows=k),
+                    columns.get("place_codec", "U16", rows=k), columns.get("place_base", "U32", rows=k))
+        if k:
+            based = table.base[table.base != NO_BASE]
+            why = ("a place names a pack that is not there" if int(pack.max()) >= len(table.packs) else
+                   "a place names a codec that is not there" if int(table.codec.max()) >= len(table.codecs) else
+                   "a place is larger than a chunk" if int(table.stored.max()) > chunk_size else
+                   "a place lies outside a pack" if int(table.offset.max()) > MAX_PACK_BYTES - chunk_size else
+                   "a base that is not there" if len(based) and int(based.max()) >= k else
+                   "a base that has a base" if len(based) and bool((table.base[based] != NO_BASE).any()) else "")
+            if why:
+                raise Malformed(columns.what, why=why)
+        return table
+
+
+@dataclass(slots=True)
+class PlaceTableBuilder:
+    """Collects places and numbers their packs and codecs in the order they are met."""
+
+    _packs: dict[ObjectId, int] = field(default_factory=dict)
+    _codecs: dict[str, int] = field(default_factory=dict)
+    _rows: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def add(self, place: Place) -> int:
+        """The new row's number."""
+        self._rows.append((self._packs.setdefault(place.pack, len(self._packs)), place.offset, place.length,
+                           self._codecs.setdefault(place.codec, len(self._codecs))))
+        return len(self._rows) - 1
+
+    def pack_number(self, pack: ObjectId) -> int:
+        return self._packs.setdefault(pack, len(self._packs))
+
+    def build(self) -> PlaceTable:
+        pack, offset, stored, codec = (np.array(column, np.int64) for column in (zip(*self._rows, strict=True)
+                                       if self._rows else ((), (), (), ())))
+        return PlaceTable(ids_column(list(self._packs)), list(self._codecs), pack.astype("<u4"),
+                          offset.astype("<u8"), stored.astype("<u4"), codec.astype("<u2"),
+                          np.full(len(self._rows), NO_BASE, "<u4"))
+
+
+def table_of(places: Iterable[Place]) -> PlaceTable:
+    builder = PlaceTableBuilder()
+    for place in places:
+        builder.add(place)
+    return builder.build()

@@ -1,0 +1,285 @@
+"""A repository as its readers see it: from the catalog down to manifests and layouts, each checked as it comes.
+
+Rule: an object named by its digest is returned only after it hashed to it; nothing here lists a store.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelfs.errors import BadInput, Conflict, IntegrityError, Malformed, NotFound, ObjectMissing, SwapLost, Unsupported
+from modelfs.ids import ModelName, ModelRef, ObjectId
+from modelfs.repository import catalog, history, index, keys, layout, manifest, pack
+from modelfs.repository.catalog import Catalog
+from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.history import History, Version
+from modelfs.repository.index import Index, Located
+from modelfs.repository.layout import Layout
+from modelfs.repository.manifest import Manifest
+from modelfs.repository.records import Record, canonical
+from modelfs.stores.store import ObjectStore
+from modelfs.units import Deadline, KiB, MiB, rfc3339
+
+FORMAT = 1
+DEFAULT_CHUNK_SIZE = 2 * MiB
+MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 64 * KiB, 16 * MiB
+KNOWN_FEATURES: frozenset[str] = frozenset()
+_MAX_INFO_BYTES = 1 * MiB
+_MAX_COLUMNS_BYTES = 4096 * MiB
+
+
+class ObjectCache(Protocol):
+    """Keeps small objects of a repository nearer than its store. A miss is never an error."""
+
+    def get(self, kind: str, name: str) -> bytes | None: ...
+
+    def put(self, kind: str, name: str, data: bytes) -> None: ...
+
+
+class NoCache:
+    """An ObjectCache that keeps nothing: for commands that run once."""
+
+    def get(self, kind: str, name: str) -> bytes | None:
+        return None
+
+    def put(self, kind: str, name: str, data: bytes) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryInfo:
+    """modelfs.json: what never changes."""
+
+    id: str
+    chunk_size: int
+    encrypted: bool = False
+    features: tuple[str, ...] = ()
+
+    def serialise(self) -> bytes:
+        return canonical({"format": FORMAT, "repository": self.id, "digest": "blake3-256",
+                          "chunk_size": self.chunk_size, "encrypted": self.encrypted,
+                          "features": list(self.features)})
+
+
+def parse_info(data: bytes, where: str) -> RepositoryInfo:
+    """Raises Malformed, Unsupported (the format or the feature by name)."""
+    record = Record.parse(data, f"modelfs.json of {where}")
+    if record.integer("format") != FORMAT:
+        raise Unsupported(record.what, why=f"it is of format {record.integer('format')}, this modelfs reads {FORMAT}",
+                          advice="Use a newer modelfs.")
+    for feature in record.items("features"):
+        if feature not in KNOWN_FEATURES:
+            raise Unsupported(record.what, why=f"it needs the feature {str(feature)[:80]!r}",
+                              advice="Use a newer modelfs.")
+    if record.text("digest") != "blake3-256" or record.flag("encrypted"):
+        raise Unsupported(record.what, why=f"digest {record.text('digest')[:40]!r}, "
+                                           f"encrypted {record.flag('encrypted')}")
+    size = record.integer("chunk_size")
+    if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
+        raise Malformed(record.what, why=f"chunk size {size}")
+    return RepositoryInfo(record.text("repository"), size, record.flag("encrypted"), tuple(record.items("features")))
+
+
+def check_chunk_size(size: int) -> int:
+    """Raises BadInput."""
+    if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
+        raise BadInput(f"not a chunk size {size}", why="it is a power of two from 64 KiB to 16 MiB")
+    return size
+
+
+def initialise(store: ObjectStore, chunk_size: int, now: float, deadline: Deadline) -> RepositoryInfo:
+    """Make an empty repository. Raises Conflict where there is one already, BadInput."""
+    info = RepositoryInfo(secrets.token_hex(16), check_chunk_size(chunk_size))
+    if not store.put(keys.INFO, info.serialise(), deadline, only_if_absent=True):
+        raise Conflict("there is a repository already", where=store.url)
+    try:
+        store.swap(keys.CATALOG, None, Catalog(info.id, 1, rfc3339(now), {}).serialise(), deadline)
+    except SwapLost as error:
+        raise Conflict("there is a repository already", where=store.url) from error
+    return info
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogState:
+    """A catalog with the etag that its swap needs."""
+
+    catalog: Catalog
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a ModelRef meant: the version, the tag by which it was found (None for vN), its model's history."""
+
+    version: Version
+    tag: str | None
+    history: History
+
+
+class Repository:
+    """Reads one replica. Calls may come from several threads.
+
+    Every method raises Unavailable or DeadlinePassed, Forbidden, and IntegrityError for what does not agree.
+    """
+
+    def __init__(self, store: ObjectStore, info: RepositoryInfo, cache: ObjectCache) -> None:
+        self.store, self.info, self.cache = store, info, cache
+
+    @classmethod
+    def open(cls, store: ObjectStore, deadline: Deadline, cache: ObjectCache | None = None) -> Repository:
+        """Raises NotFound where there is no repository."""
+        cache = cache or NoCache()
+        try:
+            fetched = store.get(keys.INFO, deadline, limit=_MAX_INFO_BYTES)
+        except ObjectMissing as error:
+            raise NotFound("no modelfs repository", where=store.url, why="it has no modelfs.json",
+                           advice="`modelfs init` makes one.") from error
+        assert fetched is not None
+        info = parse_info(fetched.data, store.url)
+        cache.put("info", store.url, fetched.data)
+        return cls(store, info, cache)
+
+    @classmethod
+    def open_cached(cls, store: ObjectStore, cache: ObjectCache) -> Repository | None:
+        """From what the cache remembers of this store, without asking it; None where that is nothing."""
+        data = cache.get("info", store.url)
+        return None if data is None else cls(store, parse_info(data, store.url), cache)
+
+    def catalog(self, deadline: Deadline) -> CatalogState:
+        """Raises NotFound where modelfs.json stands without a catalog, Malformed."""
+        state = self.newer_catalog(None, deadline)
+        assert state is not None
+        return state
+
+    def newer_catalog(self, etag: str | None, deadline: Deadline) -> CatalogState | None:
+        """One conditional request; None where the catalog is still the one with this etag."""
+        try:
+            fetched = self.store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES, etag=etag)
+        except ObjectMissing as error:
+            raise NotFound("no modelfs repository", where=self.store.url, why="it has no catalog.json") from error
+        if fetched is None:
+            return None
+        found = catalog.parse(fetched.data)
+        if found.repository != self.info.id:
+            raise Malformed("catalog.json", where=self.store.url, why="it belongs to another repository")
+        return CatalogState(found, fetched.etag)
+
+    def remember_catalog(self, found: Catalog) -> None:
+        self.cache.put("catalog", self.info.id, found.serialise())
+
+    def cached_catalog(self) -> Catalog | None:
+        data = self.cache.get("catalog", self.info.id)
+        return None if data is None else catalog.parse(data)
+
+    def history(self, found: Catalog, model: ModelName, deadline: Deadline) -> History:
+        """Raises NotFound, with the nearest names."""
+        digest = found.models.get(model)
+        if digest is not None:
+            return self.history_at(digest, model, deadline)
+        names = [str(name) for name in found.models]
+        near = difflib.get_close_matches(str(model), names, 3, 0.5)
+        raise NotFound(f"no model {model}", where=self.store.url,
+                       advice=f"Did you mean {', '.join(near)}?" if near else
+                       "`modelfs ls` shows what there is.")
+
+    def history_at(self, digest: ObjectId, model: ModelName, deadline: Deadline) -> History:
+        return history.parse(self._named("history", digest, keys.history(digest), history.MAX_HISTORY_BYTES,
+                                         deadline), model)
+
+    def versions(self, rows: History, deadline: Deadline) -> list[Version]:
+        """All that are not removed, newest first, sealed segments too."""
+        gone, out = rows.removed_numbers, list(rows.versions)[::-1]
+        for part in reversed(rows.segments):
+            data = self._named("history", part.digest, keys.history(part.digest), history.MAX_HISTORY_BYTES, deadline)
+            out += [row for row in reversed(history.parse_segment(data, rows.model)) if row.number not in gone]
+        return out
+
+    def version(self, rows: History, number: int, deadline: Deadline) -> Version:
+        """Raises NotFound."""
+        found = next((row for row in rows.versions if row.number == number), None)
+        if found is None and any(part.first <= number <= part.last for part in rows.segments):
+            found = next((row for row in self.versions(rows, deadline) if row.number == number), None)
+        if found is None:
+            raise NotFound(f"no version v{number} of {rows.model}", where=self.store.url,
+                           why="it was removed" if number in rows.removed_numbers else "",
+                           advice="`modelfs log` shows what there is.")
+        return found
+
+    def resolve(self, found: Catalog, ref: ModelRef, deadline: Deadline) -> Resolved:
+        """Raises NotFound for the model, the tag (the tags there are in the line) or the version."""
+        rows = self.history(found, ref.model, deadline)
+        if ref.version:
+            return Resolved(self.version(rows, ref.version, deadline), None, rows)
+        tag = ref.tag or "latest"
+        number = rows.live_tags.get(tag)
+        if number is None:
+            raise NotFound(f"no tag {tag} of {ref.model}", where=self.store.url,
+                           why=f"its tags are {', '.join(rows.live_tags) or 'none'}")
+        return Resolved(self.version(rows, number, deadline), tag, rows)
+
+    def manifest(self, id: ObjectId, deadline: Deadline) -> Manifest:
+        data = self._named("manifest", id, keys.manifest(id), _MAX_COLUMNS_BYTES, deadline)
+        return manifest.parse(id, data, self.info.chunk_size)
+
+    def layout(self, of: Manifest, deadline: Deadline, *, fresh: bool = False) -> Layout:
+        """From the cache unless fresh. A false one costs a retry, so it is not checked beyond its form."""
+        name = of.id.hex()
+        data = None if fresh else self.cache.get("layout", name)
+        if data is not None:
+            try:
+                return layout.parse(of.id, data, len(of.chunk_ids), self.info.chunk_size)
+            except Malformed:
+                data = None
+        fetched = self.store.get(keys.layout(of.id), deadline, limit=_MAX_COLUMNS_BYTES, fresh=fresh)
+        assert fetched is not None
+        parsed = layout.parse(of.id, fetched.data, len(of.chunk_ids), self.info.chunk_size)
+        self.cache.put("layout", name, fetched.data)
+        return parsed
+
+    def index(self, id: ObjectId, deadline: Deadline) -> Index:
+        data = self._named("index", id, keys.index(id), _MAX_COLUMNS_BYTES, deadline)
+        return index.parse(data, f"index {id.hex()[:16]}", self.info.chunk_size)
+
+    def indexes(self, found: Catalog, deadline: Deadline) -> list[Index]:
+        return [self.index(id, deadline) for id in found.indexes]
+
+    def pack_chunks(self, id: ObjectId, deadline: Deadline) -> list[Located]:
+        """What a pack's own tail says lies in it. Raises ObjectMissing, Malformed."""
+        key, what = keys.pack(id), f"pack {id.hex()[:16]}"
+        size = self.store.stat(key, deadline).size
+        footer = self._range(key, size - pack.FOOTER.size, pack.FOOTER.size, what, deadline)
+        start, length, digest = pack.tail_span(footer, size, what)
+        return pack.parse_tail(id, self._range(key, start, length, what, deadline), digest, self.info.chunk_size)
+
+    def read_chunk(self, of: Manifest, at: Layout, row: int, deadline: Deadline) -> memoryview:
+        """One chunk, checked: for those who want a header and no machinery. Raises CorruptChunk, ObjectMissing."""
+        ref, place = ChunkRef(of.chunk_id(row), int(of.chunk_lengths[row])), at.place(row)
+        out = memoryview(bytearray(ref.length))
+        open_chunk(ref, place, self._range(keys.pack(place.pack), place.offset, place.length, "pack", deadline), out)
+        return out
+
+    def _range(self, key: str, offset: int, length: int, what: str, deadline: Deadline) -> memoryview:
+        if offset < 0:
+            raise Malformed(what, why="too short for a pack")
+        out = memoryview(bytearray(length))
+        with self.store.open_range(key, offset, length, deadline) as stream:
+            stream.readinto(out)
+        return out
+
+    def _named(self, kind: str, digest: ObjectId, key: str, limit: int, deadline: Deadline) -> bytes:
+        """An object whose name is its digest, from the cache or the store; asked once more past caches where
+        it does not hash to it."""
+        data = self.cache.get(kind, digest.hex())
+        if data is not None and ObjectId.of(data) == digest:
+            return data
+        for fresh in (False, True):
+            fetched = self.store.get(key, deadline, limit=limit, fresh=fresh)
+            assert fetched is not None
+            if ObjectId.of(fetched.data) == digest:
+                self.cache.put(kind, digest.hex(), fetched.data)
+                return fetched.data
+        raise IntegrityError(f"{kind} {digest.hex()[:16]}", where=self.store.url, why="its hash differs",
+                             advice="`modelfs verify` shows what else is damaged.")
