@@ -26,6 +26,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"
                                      "U64": np.dtype("<u8"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 1 << 20
+_MAX_TEXTS = 0xFFFF
 
 
 def serialise(columns: Mapping[str, NDArray[Any]], scalars: Mapping[str, str | int]) -> bytes:
@@ -66,8 +67,11 @@ class Columns:
 
     def texts(self, name: str) -> list[str]:
         """A column of short names, kept as one blob with a newline behind each. Raises Malformed."""
+        raw = self.get(name, "U8").tobytes()
+        if (raw and not raw.endswith(b"\n")) or raw.count(b"\n") > _MAX_TEXTS:
+            raise Malformed(self.what, why=f"column {name} is cut short, or holds more than {_MAX_TEXTS} names")
         try:
-            blob = self.get(name, "U8").tobytes().decode()
+            blob = raw.decode()
         except UnicodeDecodeError as error:
             raise Malformed(self.what, why=f"column {name} is not UTF-8") from error
         return blob.split("\n")[:-1]
@@ -103,7 +107,7 @@ def parse(data: bytes | memoryview, what: str) -> Columns:
             raise ValueError("bytes beyond the last column")
         if not all(isinstance(value, str) for value in scalars.values()):
             raise ValueError("a scalar that is no string")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Malformed(what, why=str(error)[:200] or type(error).__name__) from error
     return Columns(what, arrays, scalars)
 

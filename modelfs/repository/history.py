@@ -136,12 +136,15 @@ def segment_bytes(model: ModelName, rows: tuple[Version, ...]) -> bytes:
     return canonical({"model": str(model), "versions": [row.fields() for row in rows]})
 
 
-def parse_segment(data: bytes, model: ModelName) -> tuple[Version, ...]:
+def parse_segment(data: bytes, model: ModelName, part: SegmentRef) -> tuple[Version, ...]:
     """Raises Malformed."""
     record = Record.parse(data, f"history segment of {model}")
     if record.text("model") != str(model):
         raise Malformed(record.what, why="it belongs to another model")
-    return _rows(record)
+    rows = _rows(record)
+    if rows and not part.first <= rows[0].number <= rows[-1].number <= part.last:
+        raise Malformed(record.what, why="it has versions that are not its own")
+    return rows
 
 
 def parse(data: bytes, model: ModelName) -> History:
@@ -163,7 +166,11 @@ def parse(data: bytes, model: ModelName) -> History:
         tuple(SegmentRef(row.integer("first", 1), row.integer("last", 1), row.object_id("digest"))
               for row in record.records("segments")),
         record.others("model", "next", "versions", "tags", "removed", "segments"))
-    if history.versions and history.versions[-1].number >= history.next:
+    spans = [(part.first, part.last) for part in history.segments]
+    spans += [(history.versions[0].number, history.versions[-1].number)] if history.versions else []
+    if any(last < first for first, last in spans) or any(b[0] <= a[1] for a, b in pairwise(spans)):
+        raise Malformed(record.what, why="its segments are not in order")
+    if any(number >= history.next for number in [last for _, last in spans] + [row.number for row in history.removed]):
         raise Malformed(record.what, why="a version's number is not below the next one's")
     return history
 

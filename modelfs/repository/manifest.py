@@ -25,6 +25,7 @@ FEATURES: frozenset[str] = frozenset()
 
 EXECUTE_BITS = 0o111
 _MAX_COMPONENT = 255
+_MAX_PATH = 4095
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,20 @@ class FileEntry:
 
 def path_key(path: str | bytes) -> bytes:
     """Sorts paths by their components, so that a directory's files stand together."""
-    return (path.encode() if isinstance(path, str) else path).replace(b"/", b"\0")
+    return _encoded(path).replace(b"/", b"\0")
+
+
+def _encoded(path: str | bytes) -> bytes:
+    """What the operating system could not decode is no file of ours, and no error either."""
+    return path.encode(errors="surrogateescape") if isinstance(path, str) else path
 
 
 def check_path(raw: bytes) -> str | None:
     """Why this cannot be the path of a file in a version, or None."""
     if not raw or b"\0" in raw:
         return "empty, or with a NUL"
+    if len(raw) > _MAX_PATH:
+        return "longer than 4095 bytes"
     for part in raw.split(b"/"):
         if part in (b"", b".", b".."):
             return "absolute, or with an empty, . or .. part"
@@ -73,7 +81,7 @@ class Manifest:
         """Raises Malformed, Unsupported (a required feature, named)."""
         missing = [name for name in table.texts("features") if name not in FEATURES]
         if missing:
-            raise Unsupported(table.what, why=f"it needs the feature {missing[0]!r}",
+            raise Unsupported(table.what, why=f"it needs the feature {missing[0][:80]!r}",
                               advice="Use a newer modelfs.")
         self.id = id
         self.chunk_ids: NDArray[np.uint8] = table.get("chunk_id", "U8", 32)
@@ -105,7 +113,7 @@ class Manifest:
             return "a file's chunks do not add up to its size"
         if f and int(self._format.max()) > len(self._formats):
             return "a format that is not there"
-        if f and ((np.diff(self._path_end.astype(np.int64)) < 0).any() or int(self._path_end[-1]) != len(self._paths)):
+        if f and ((self._path_end[1:] < self._path_end[:-1]).any() or int(self._path_end[-1]) != len(self._paths)):
             return "paths overlap"
         before = None
         for number in range(f):
@@ -124,6 +132,11 @@ class Manifest:
         out = np.zeros(len(self.chunk_lengths) + 1, np.uint64)
         np.cumsum(self.chunk_lengths, out=out[1:], dtype=np.uint64)
         return out
+
+    @property
+    def first_rows(self) -> NDArray[np.uint64]:
+        """[f]: each file's first row; that of an empty file is the next file's."""
+        return self._first
 
     def __len__(self) -> int:
         """How many files there are."""
@@ -145,7 +158,7 @@ class Manifest:
     def find(self, path: str) -> int | None:
         """The number of the file at path, or None."""
         number = self.position(path_key(path))
-        return number if number < len(self) and self.path_bytes(number) == path.encode() else None
+        return number if number < len(self) and self.path_bytes(number) == _encoded(path) else None
 
     def position(self, key: bytes, start: int = 0, stop: int | None = None) -> int:
         """The first file in start..stop whose path_key is not below key."""

@@ -21,6 +21,8 @@ FOOTER = struct.Struct("<8sQQ8x32s")
 TARGET_BYTES = 16 << 20
 """A pack is closed at the first chunk that brings it here: a killed push repeats one pack at most, and a
 sequential read finds ranges of this size."""
+MAX_OBJECT_BYTES = MAX_PACK_BYTES + (MAX_PACK_BYTES >> 1)
+"""Of a whole pack: chunks, tail and footer."""
 HEAD_TARGET_BYTES = 2 << 20
 """Head packs are fetched whole at the first touch, so they are kept small: at most twice this."""
 
@@ -72,10 +74,10 @@ def _within(row: Located, pack: ObjectId) -> Located:
 
 def tail_span(footer: bytes | memoryview, size: int, what: str) -> tuple[int, int, Digest]:
     """(offset, length, digest) of the tail of a pack of `size` bytes. Raises Malformed."""
-    if len(footer) != FOOTER.size or size > MAX_PACK_BYTES + (MAX_PACK_BYTES >> 1):
+    if len(footer) != FOOTER.size or size > MAX_OBJECT_BYTES:
         raise Malformed(what, why="too short or too long for a pack")
     magic, start, length, digest = FOOTER.unpack(footer)
-    if magic != MAGIC or start + length + FOOTER.size != size:
+    if magic != MAGIC or not length or start + length + FOOTER.size != size:
         raise Malformed(what, why="it does not end as a pack does")
     return start, length, Digest(digest)
 
@@ -85,4 +87,7 @@ def parse_tail(pack: ObjectId, tail: bytes | memoryview, digest: Digest, chunk_s
     what = f"tail of pack {pack.hex()[:16]}"
     if Digest.of(tail) != digest:
         raise Malformed(what, why="its hash differs")
-    return [_within(row, pack) for row in index.parse(tail, what, chunk_size).all()]
+    rows = index.parse(tail, what, chunk_size).all()
+    if any(row.place.pack != SELF for row in rows):
+        raise Malformed(what, why="it names another pack's chunks")
+    return [_within(row, pack) for row in rows]

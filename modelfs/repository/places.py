@@ -72,7 +72,8 @@ class PlaceTable:
             based = table.base[table.base != NO_BASE]
             why = ("a place names a pack that is not there" if int(pack.max()) >= len(table.packs) else
                    "a place names a codec that is not there" if int(table.codec.max()) >= len(table.codecs) else
-                   "a place is larger than a chunk" if int(table.stored.max()) > chunk_size else
+                   "a place is empty or larger than a chunk"
+                   if not 1 <= int(table.stored.min()) <= int(table.stored.max()) <= chunk_size else
                    "a place lies outside a pack" if int(table.offset.max()) > MAX_PACK_BYTES - chunk_size else
                    "a base that is not there" if len(based) and int(based.max()) >= k else
                    "a base that has a base" if len(based) and bool((table.base[based] != NO_BASE).any()) else "")
@@ -88,9 +89,12 @@ class PlaceTableBuilder:
     _packs: dict[ObjectId, int] = field(default_factory=dict)
     _codecs: dict[str, int] = field(default_factory=dict)
     _rows: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _based: dict[int, Place] = field(default_factory=dict)
 
     def add(self, place: Place) -> int:
         """The new row's number."""
+        if place.base is not None:
+            self._based[len(self._rows)] = place.base
         self._rows.append((self._packs.setdefault(place.pack, len(self._packs)), place.offset, place.length,
                            self._codecs.setdefault(place.codec, len(self._codecs))))
         return len(self._rows) - 1
@@ -99,11 +103,14 @@ class PlaceTableBuilder:
         return self._packs.setdefault(pack, len(self._packs))
 
     def build(self) -> PlaceTable:
+        """Bases that were not added themselves come behind the rows that were."""
+        bases = {row: self.add(base) for row, base in tuple(self._based.items())}
         pack, offset, stored, codec = (np.array(column, np.int64) for column in (zip(*self._rows, strict=True)
                                        if self._rows else ((), (), (), ())))
+        base_of = np.full(len(self._rows), NO_BASE, "<u4")
+        base_of[list(bases)] = list(bases.values())
         return PlaceTable(ids_column(list(self._packs)), list(self._codecs), pack.astype("<u4"),
-                          offset.astype("<u8"), stored.astype("<u4"), codec.astype("<u2"),
-                          np.full(len(self._rows), NO_BASE, "<u4"))
+                          offset.astype("<u8"), stored.astype("<u4"), codec.astype("<u2"), base_of)
 
 
 def table_of(places: Iterable[Place]) -> PlaceTable:

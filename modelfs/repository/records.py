@@ -28,10 +28,16 @@ class Record:
 
     @classmethod
     def parse(cls, data: bytes | str, what: str) -> Record:
+        """data: UTF-8, nothing else that json.loads would guess, and no half of a surrogate pair: it could be
+        neither written again nor shown."""
         try:
-            return cls(what, json.loads(data))
+            text = data if isinstance(data, str) else data.decode()
+            fields = json.loads(text)
+            if "\\ud" in text.lower():
+                canonical(fields)
         except (ValueError, RecursionError) as error:
             raise Malformed(what, why=f"it is no JSON ({error})"[:200]) from error
+        return cls(what, fields)
 
     def text(self, key: str) -> str:
         return str(self._typed(key, str, "a string"))

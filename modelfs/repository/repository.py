@@ -6,6 +6,7 @@ Rule: an object named by its digest is returned only after it hashed to it; noth
 from __future__ import annotations
 
 import difflib
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 from modelfs.errors import BadInput, Conflict, IntegrityError, Malformed, NotFound, ObjectMissing, SwapLost, Unsupported
 from modelfs.ids import ModelName, ModelRef, ObjectId
 from modelfs.repository import catalog, history, index, keys, layout, manifest, pack
+from modelfs.repository.absent import is_web_page, no_repository, refuse_hub_page
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.chunk import ChunkRef, open_chunk
 from modelfs.repository.history import History, Version
@@ -27,6 +29,7 @@ FORMAT = 1
 DEFAULT_CHUNK_SIZE = 2 * MiB
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 64 * KiB, 16 * MiB
 KNOWN_FEATURES: frozenset[str] = frozenset()
+_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_INFO_BYTES = 1 * MiB
 _MAX_COLUMNS_BYTES = 4096 * MiB
 
@@ -71,8 +74,10 @@ def parse_info(data: bytes, where: str) -> RepositoryInfo:
         raise Unsupported(record.what, why=f"it is of format {record.integer('format')}, this modelfs reads {FORMAT}",
                           advice="Use a newer modelfs.")
     for feature in record.items("features"):
+        if not isinstance(feature, str):
+            raise Malformed(record.what, why="a feature is no string")
         if feature not in KNOWN_FEATURES:
-            raise Unsupported(record.what, why=f"it needs the feature {str(feature)[:80]!r}",
+            raise Unsupported(record.what, why=f"it needs the feature {feature[:80]!r}",
                               advice="Use a newer modelfs.")
     if record.text("digest") != "blake3-256" or record.flag("encrypted"):
         raise Unsupported(record.what, why=f"digest {record.text('digest')[:40]!r}, "
@@ -80,7 +85,10 @@ def parse_info(data: bytes, where: str) -> RepositoryInfo:
     size = record.integer("chunk_size")
     if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
         raise Malformed(record.what, why=f"chunk size {size}")
-    return RepositoryInfo(record.text("repository"), size, record.flag("encrypted"), tuple(record.items("features")))
+    id = record.text("repository")
+    if not _ID.fullmatch(id):
+        raise Malformed(record.what, why=f"repository {id[:40]!r} is not 32 hex digits")
+    return RepositoryInfo(id, size, record.flag("encrypted"), tuple(record.items("features")))
 
 
 def check_chunk_size(size: int) -> int:
@@ -130,14 +138,16 @@ class Repository:
 
     @classmethod
     def open(cls, store: ObjectStore, deadline: Deadline, cache: ObjectCache | None = None) -> Repository:
-        """Raises NotFound where there is no repository."""
+        """Raises NotFound where there is no repository; the error says what is there instead."""
         cache = cache or NoCache()
+        refuse_hub_page(store.url)
         try:
             fetched = store.get(keys.INFO, deadline, limit=_MAX_INFO_BYTES)
         except ObjectMissing as error:
-            raise NotFound("no modelfs repository", where=store.url, why="it has no modelfs.json",
-                           advice="`modelfs init` makes one.") from error
+            raise no_repository(store.url, None) from error
         assert fetched is not None
+        if is_web_page(fetched.data):
+            raise no_repository(store.url, fetched.data)
         info = parse_info(fetched.data, store.url)
         cache.put("info", store.url, fetched.data)
         return cls(store, info, cache)
@@ -194,7 +204,7 @@ class Repository:
         gone, out = rows.removed_numbers, list(rows.versions)[::-1]
         for part in reversed(rows.segments):
             data = self._named("history", part.digest, keys.history(part.digest), history.MAX_HISTORY_BYTES, deadline)
-            out += [row for row in reversed(history.parse_segment(data, rows.model)) if row.number not in gone]
+            out += [row for row in reversed(history.parse_segment(data, rows.model, part)) if row.number not in gone]
         return out
 
     def version(self, rows: History, number: int, deadline: Deadline) -> Version:

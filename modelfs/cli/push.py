@@ -1,0 +1,83 @@
+"""`modelfs push`: a directory or a file becomes a new version.
+
+Rule: numbers on standard output are those of the push that was made; progress is for terminals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from modelfs.cli.output import Progress, Session, command_options, examples
+from modelfs.errors import BadInput
+from modelfs.ids import ModelRef
+from modelfs.transfer.push import PushOptions, PushProgress, PushReport, push
+from modelfs.units import show_size
+
+
+@click.command(epilog=examples("modelfs push ./llama /srv/models acme/llama",
+                               "modelfs push ./llama /srv/models acme/llama:prod --message 'after SFT' --meta run=17"))
+@click.argument("src")
+@click.argument("repo")
+@click.argument("model")
+@click.option("--message", metavar="M", help="What this version is; `modelfs log` shows it.")
+@click.option("--meta", metavar="KEY=VALUE", multiple=True, help="Kept with the version; may be given again.")
+@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Encode on N cores (default: all).")
+@click.option("--follow-links", is_flag=True, help="Push what links out of SRC lead to, too.")
+@click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
+@command_options()
+def command(session: Session, src: str, repo: str, model: str, message: str | None, meta: tuple[str, ...],
+            jobs: int | None, follow_links: bool, dry_run: bool) -> None:
+    """Store SRC, a directory or a file, as a new version of MODEL (org/name or org/name:tag) in REPO.
+
+    Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version.
+    """
+    from modelfs.app import deadline_of, repository_at
+    from modelfs.paths import state_dir
+
+    ref = ModelRef.parse(model)
+    if ref.version:
+        raise BadInput(f"cannot push to {model}", why="versions are numbered by the repository",
+                       advice="Give a tag, or none.")
+    config = session.config()
+    options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
+                          jobs or 0, follow_links, dry_run)
+    with session.output.progress(None, f"push {ref.model}") as bar:
+        report = push(Path(src), repository_at(config, repo), ref, options, _Bar(bar))
+    session.output.document(asdict(report))
+    session.output.line(_summary(report, dry_run))
+
+
+class _Bar(PushProgress):
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._known = bar, 0
+
+    def total(self, size_bytes: int) -> None:
+        self._bar.total(size_bytes)
+
+    def advance(self, size_bytes: int, known_bytes: int) -> None:
+        self._known += known_bytes
+        self._bar.advance(size_bytes)
+        if self._known:
+            self._bar.note(f"saved by dedup {show_size(self._known)}")
+
+
+def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
+    out = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadInput(f"not metadata {pair!r}", why="--meta takes KEY=VALUE")
+        out[key] = value
+    return out
+
+
+def _summary(report: PushReport, dry_run: bool) -> str:
+    if not report.changed:
+        return f"{report.model}:{report.tag} is {report.version} already: nothing changed"
+    size = f"{report.files} files, {show_size(report.decoded_bytes)}, stored {show_size(report.stored_bytes)}"
+    return (f"{report.model} {report.version} ({report.tag}): {size}; {report.new_chunks} new chunks, "
+            f"{report.reused_chunks} there before" + (", dry run: nothing written" if dry_run else
+                                                      f", {show_size(report.uploaded_bytes)} uploaded"))

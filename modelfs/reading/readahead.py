@@ -1,0 +1,65 @@
+"""Finds sequential streams in the reads of a file, and says what to fetch ahead of them.
+
+Rule: streams are told by offset with a tolerance, several a file, never by handle or strict equality: the
+kernel's reads of one stream arrive out of order, and processes share descriptors (diffusers#10280).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from modelfs.units import KiB, MiB
+
+_SEQUENTIAL_RUN = MiB + 256 * KiB
+"""A stream is sequential once it ran further than the largest read-ahead of one page fault (read_ahead_kb
+1024): so a random fault in a map fetches nothing ahead."""
+_FIRST_WINDOW = 4 * MiB
+_TOLERANCE = 2 * MiB
+_STREAMS = 8
+
+
+@dataclass(slots=True)
+class _Stream:
+    start: int
+    position: int
+    window: int = _FIRST_WINDOW
+    ahead: int = 0
+
+
+class Readahead:
+    """State of all files; `key` tells them apart."""
+
+    def __init__(self, largest_window: int) -> None:
+        self.largest_window = largest_window
+        self._lock = threading.Lock()
+        self._streams: OrderedDict[object, list[_Stream]] = OrderedDict()  # guarded by _lock
+
+    def note(self, key: object, offset: int, size: int, file_size: int) -> tuple[int, int] | None:
+        """Take note of a read; (offset, length) to fetch ahead now, or None."""
+        end = offset + size
+        if file_size <= _SEQUENTIAL_RUN or not self.largest_window:
+            return None
+        with self._lock:
+            streams = self._streams.setdefault(key, [])
+            self._streams.move_to_end(key)
+            if len(self._streams) > 1024:
+                self._streams.popitem(last=False)
+            stream = next((s for s in streams if -_TOLERANCE <= offset - s.position <= _TOLERANCE), None)
+            if stream is None:
+                streams.append(_Stream(offset, end))
+                del streams[:-_STREAMS]
+                return None
+            stream.position = max(stream.position, end)
+            if stream.position - stream.start < _SEQUENTIAL_RUN:
+                return None
+            begin = max(stream.ahead, stream.position)
+            if begin - stream.position > stream.window // 2:
+                return None
+            stop = min(stream.position + stream.window, file_size)
+            stream.window = min(stream.window * 2, max(self.largest_window, _FIRST_WINDOW))
+            if stop <= begin:
+                return None
+            stream.ahead = stop
+            return begin, stop - begin

@@ -1,0 +1,150 @@
+"""Files become chunks and packs: read, hashed, looked up, encoded by all cores, packed in file order.
+
+Rule: a chunk that is known already is not encoded; a file that changes while it is read ends the push.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from modelfs.codecs import encode_chunk
+from modelfs.errors import Conflict, Forbidden, ModelfsError
+from modelfs.formats import describe
+from modelfs.ids import ChunkId, Digest
+from modelfs.repository.chunking import Cut, cut
+from modelfs.repository.manifest import FileEntry
+from modelfs.repository.pack import HEAD_TARGET_BYTES, PackWriter, SealedPack
+from modelfs.transfer.scan import SourceFile
+
+Known = Callable[[ChunkId], bool]
+"""Whether a chunk is stored already; from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A chunk of a file: its bytes, and what is to be stored of it (None: it is stored, or will be, already)."""
+
+    id: ChunkId
+    data: bytes
+    head: bool
+    codec: str
+    stored: bytes | None
+
+
+@dataclass(slots=True)
+class Tree:
+    """What the files came to: the manifest's rows. new: decoded bytes of each chunk that was encoded here."""
+
+    files: list[FileEntry] = field(default_factory=list)
+    ids: list[ChunkId] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+class Encoder:
+    """Encodes files one after another; `packs` come out through `put`, called from this thread, in file order."""
+
+    def __init__(self, chunk_size: int, jobs: int, known: Known, put: Callable[[SealedPack], None],
+                 head_put: Callable[[SealedPack], None], advance: Callable[[int, int], None]) -> None:
+        """advance(decoded bytes, of which were known already)."""
+        self._chunk_size, self._jobs, self._known = chunk_size, jobs, known
+        self._sinks = {False: put, True: head_put}
+        self._targets = {False: PackWriter, True: lambda: PackWriter(HEAD_TARGET_BYTES)}
+        self._writers = {False: PackWriter(), True: PackWriter(HEAD_TARGET_BYTES)}
+        self._advance = advance
+        self._claimed: set[ChunkId] = set()  # guarded by _lock
+        self._lock = threading.Lock()
+        self.tree = Tree()
+
+    def run(self, files: Iterable[SourceFile]) -> Tree:
+        """Raises Conflict where a file changed meanwhile, whatever `put` raises."""
+        with ThreadPoolExecutor(self._jobs, thread_name_prefix="encode") as pool:
+            try:
+                for file in files:
+                    self._file(pool, file)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        for head, writer in self._writers.items():
+            if len(writer):
+                self._sinks[head](writer.seal())
+        return self.tree
+
+    def _file(self, pool: ThreadPoolExecutor, file: SourceFile) -> None:
+        first, whole, sha256 = len(self.tree.ids), blake3(), hashlib.sha256()
+        try:
+            fd = os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Forbidden("cannot be read", where=file.location, why=error.strerror or str(error)) from error
+        try:
+            before = os.fstat(fd)
+            if (before.st_size, before.st_mtime_ns) != (file.size, file.mtime_ns):
+                raise _changed(file)
+            described = describe(lambda offset, length: os.pread(fd, length, offset), file.size, file.path)
+            for chunk in self._in_order(pool, fd, cut(described, file.size, self._chunk_size), file):
+                whole.update(chunk.data)
+                sha256.update(chunk.data)
+                self.tree.ids.append(chunk.id)
+                self.tree.lengths.append(len(chunk.data))
+                self._advance(len(chunk.data), 0 if chunk.stored is not None else len(chunk.data))
+                if chunk.stored is not None:
+                    self._pack(chunk)
+            after = os.fstat(fd)
+            if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != \
+                    (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
+                raise _changed(file)
+        finally:
+            os.close(fd)
+        self.tree.files.append(FileEntry(file.path, file.size, file.mtime_ns, file.mode, Digest(whole.digest()),
+                                         sha256.digest(), described.format, first, len(self.tree.ids) - first))
+
+    def _in_order(self, pool: ThreadPoolExecutor, fd: int, cuts: Iterator[Cut], file: SourceFile) -> Iterator[Encoded]:
+        window: deque[Future[Encoded]] = deque()
+        try:
+            for piece in cuts:
+                window.append(pool.submit(self._encode, fd, piece, file))
+                if len(window) > 2 * self._jobs:
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            for future in window:  # the descriptor is closed next: nobody may read it any more
+                if not future.cancel():
+                    future.exception()
+
+    def _encode(self, fd: int, piece: Cut, file: SourceFile) -> Encoded:
+        data = os.pread(fd, piece.length, piece.offset)
+        if len(data) != piece.length:
+            raise _changed(file)
+        id = ChunkId.of(data)
+        if self._known(id) or not self._claim(id):
+            return Encoded(id, data, piece.head, "", None)
+        codec, stored = encode_chunk(memoryview(data), piece.width)
+        return Encoded(id, data, piece.head, codec, stored)
+
+    def _claim(self, id: ChunkId) -> bool:
+        with self._lock:
+            if id in self._claimed:
+                return False
+            self._claimed.add(id)
+            return True
+
+    def _pack(self, chunk: Encoded) -> None:
+        assert chunk.stored is not None
+        writer = self._writers[chunk.head]
+        writer.add(chunk.id, len(chunk.data), chunk.codec, chunk.stored)
+        if writer.full:
+            self._sinks[chunk.head](writer.seal())
+            self._writers[chunk.head] = self._targets[chunk.head]()
+
+
+def _changed(file: SourceFile) -> ModelfsError:
+    return Conflict("a file changed while it was read", where=file.location,
+                    advice="Push again once nobody writes it; no version was made.")

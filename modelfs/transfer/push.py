@@ -1,0 +1,306 @@
+"""Push: a directory becomes a version. Packs, index, layout, manifest, history, and the catalog last.
+
+Rule: until the catalog is swapped nothing of a push is visible, and after it everything is; who loses the swap
+to another push reads the catalog again and goes on from there, so pushes at once all succeed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelfs.errors import Conflict, ModelfsError, ObjectMissing, SwapLost
+from modelfs.ids import ChunkId, ModelName, ModelRef, ObjectId
+from modelfs.repository import history, index, keys, layout, manifest
+from modelfs.repository.catalog import Catalog
+from modelfs.repository.history import History, Version
+from modelfs.repository.index import Index, Located
+from modelfs.repository.manifest import content_digest
+from modelfs.repository.pack import SealedPack
+from modelfs.repository.places import Place
+from modelfs.repository.repository import CatalogState, Repository
+from modelfs.stores.store import Buffer
+from modelfs.transfer.encoding import Encoder, Tree
+from modelfs.transfer.journal import Journal
+from modelfs.transfer.scan import scan
+from modelfs.units import Deadline, rfc3339
+
+_UPLOADS = 4
+_LIKE_INDEXES = 8
+_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """renew: a deadline from now, for one object. state: the directory of journals."""
+
+    state: Path
+    renew: Callable[[], Deadline]
+    message: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    jobs: int = 0
+    follow_links: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What `push --json` shows."""
+
+    model: str
+    version: str
+    tag: str
+    manifest: str
+    created: str
+    files: int
+    decoded_bytes: int
+    stored_bytes: int
+    new_chunks: int
+    reused_chunks: int
+    uploaded_bytes: int
+    elapsed_s: float
+    changed: bool
+
+
+class PushProgress:
+    """What a push tells while it runs; this one tells nobody."""
+
+    def total(self, size_bytes: int) -> None: ...
+
+    def advance(self, size_bytes: int, known_bytes: int) -> None: ...
+
+
+def push(source: Path, repository: Repository, ref: ModelRef, options: PushOptions,
+         progress: PushProgress | None = None) -> PushReport:
+    """Raises NotFound, BadInput, Conflict (a file changed), NoSpace, Forbidden, Unavailable."""
+    return _Push(repository, ref, options, progress or PushProgress()).run(source)
+
+
+class _Push:
+    def __init__(self, repository: Repository, ref: ModelRef, options: PushOptions, progress: PushProgress) -> None:
+        self.repository, self.options, self.progress = repository, options, progress
+        self.model: ModelName = ref.model
+        self.tag = ref.tag or "latest"
+        self.started = time.monotonic()
+        self.journal = Journal(options.state, repository.info.id, ref.model)
+        self.indexes: list[tuple[ObjectId, Index]] = []
+        self.resumed: dict[ChunkId, Located] = {}
+        self.placed: dict[ChunkId, Located] = {}  # guarded by lock
+        self.heads: set[ObjectId] = set()
+        self.uploaded = 0  # guarded by lock
+        self.lock = threading.Lock()
+
+    def run(self, source: Path) -> PushReport:
+        files = scan(source, self.options.follow_links)
+        self.progress.total(sum(file.size for file in files))
+        try:
+            self._load_indexes(self.repository.catalog(self.options.renew()).catalog)
+            if not self.options.dry_run:
+                self._resume()
+            with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as uploads:
+                pending = _Pending(uploads, self._put_pack)
+                encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1,
+                                  self._known, pending.put, lambda pack: self._head(pack, pending),
+                                  self.progress.advance)
+                try:
+                    tree = encoder.run(files)
+                finally:
+                    pending.finish()
+            return self._commit(tree)
+        finally:
+            self.journal.close()
+
+    # chunks
+
+    def _load_indexes(self, catalog: Catalog) -> None:
+        have = dict(self.indexes)
+        self.indexes = [(id, have.get(id) or self.repository.index(id, self.options.renew()))
+                        for id in catalog.indexes]
+
+    def _resume(self) -> None:
+        for pack in self.journal.adopt():
+            try:
+                chunks = self.repository.pack_chunks(pack, self.options.renew())
+            except ObjectMissing:
+                continue
+            self.resumed.update((chunk.id, chunk) for chunk in chunks)
+
+    def _indexed(self, id: ChunkId) -> Located | None:
+        return next((found for _, rows in self.indexes if (found := rows.find(id))), None)
+
+    def _known(self, id: ChunkId) -> bool:
+        return id in self.resumed or self._indexed(id) is not None
+
+    def _head(self, pack: SealedPack, pending: _Pending) -> None:
+        self.heads.add(pack.id)
+        pending.put(pack)
+
+    def _put_pack(self, pack: SealedPack) -> None:
+        with self.lock:
+            self.placed.update((chunk.id, chunk) for chunk in pack.chunks)
+        if not self.options.dry_run:
+            self.journal.note(pack.id)
+            self._put(keys.pack(pack.id), pack.data)
+
+    def _put(self, key: str, data: Buffer, *, only_if_absent: bool = False) -> None:
+        if self.repository.store.put(key, data, self.options.renew(), only_if_absent=only_if_absent):
+            with self.lock:
+                self.uploaded += len(data)
+
+    # the commit
+
+    def _commit(self, tree: Tree) -> PushReport:
+        body = manifest.serialise(tree.files, tree.ids, tree.lengths, [])
+        manifest_id = ObjectId.of(body)
+        for _ in range(_TRIES):
+            state = self.repository.catalog(self.options.renew())
+            self._load_indexes(state.catalog)
+            places, fresh = self._locate(tree)
+            version = self._version(tree, manifest_id, places)
+            try:
+                return self._publish(state, tree, version, body, places, fresh)
+            except SwapLost:
+                continue
+        raise Conflict(f"push of {self.model}", where=self.repository.store.url,
+                       why=f"other pushes came first {_TRIES} times")
+
+    def _locate(self, tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
+        """Where each chunk lies, and which of them no index names yet."""
+        places: dict[ChunkId, Place] = {}
+        fresh: list[Located] = []
+        for id in dict.fromkeys(tree.ids):
+            found = self._indexed(id)
+            if found is None:
+                found = self.placed.get(id) or self.resumed.get(id)
+                if found is None:
+                    raise Conflict(f"push of {self.model}", where=self.repository.store.url,
+                                   why="chunks that it counted on were removed meanwhile", advice="Push again.")
+                fresh.append(found)
+            places[id] = found.place
+        return places, fresh
+
+    def _version(self, tree: Tree, manifest_id: ObjectId, places: Mapping[ChunkId, Place]) -> Version:
+        """The row but for its number and parent."""
+        return Version(1, manifest_id, content_digest(tree.files), rfc3339(time.time()), self.options.message, None,
+                       dict(self.options.metadata), len(tree.files), len(tree.ids),
+                       sum(tree.lengths), sum(place.length for place in places.values()))
+
+    def _publish(self, state: CatalogState, tree: Tree, version: Version, body: bytes,
+                 places: Mapping[ChunkId, Place], fresh: list[Located]) -> PushReport:
+        rows = self._history(state.catalog)
+        parent = rows.live_tags.get(self.tag, rows.live_tags.get("latest"))
+        same = self._equal_version(rows, version)
+        if same is not None and rows.live_tags.get(self.tag) == same.number:
+            self.journal.finish()
+            return self._report(same, places, fresh, changed=False)
+        if same is None:
+            version = _numbered(version, rows.next, parent)
+            rows = rows.with_version(version)
+        rows = rows.with_tag(self.tag, (same or version).number, rfc3339(time.time()))
+        if not self.options.dry_run:
+            self._write(state, tree, version, body, places, fresh, rows, new=same is None)
+            self.journal.finish()
+        return self._report(same or version, places, fresh, changed=True)
+
+    def _write(self, state: CatalogState, tree: Tree, version: Version, body: bytes,
+               places: Mapping[ChunkId, Place], fresh: list[Located], rows: History, *, new: bool) -> None:
+        indexes, dropped = state.catalog.indexes, dict(state.catalog.dropped)
+        if new:
+            indexes, dropped = self._write_index(fresh, dropped)
+            placement = layout.serialise(version.manifest, [places[id] for id in tree.ids], self._head_packs(places))
+            self._put(keys.layout(version.manifest), placement, only_if_absent=True)
+            self._put(keys.manifest(version.manifest), body)
+        if rows.sealable():
+            segment = history.segment_bytes(self.model, rows.sealable())
+            self._put(keys.history(ObjectId.of(segment)), segment)
+            rows = rows.sealed(ObjectId.of(segment))
+        text = rows.serialise()
+        self._put(keys.history(ObjectId.of(text)), text)
+        removed = {name: digest for name, digest in state.catalog.removed.items() if name != self.model}
+        catalog = state.catalog.next(rfc3339(time.time()), models={**state.catalog.models,
+                                                                   self.model: ObjectId.of(text)},
+                                     removed=removed, indexes=indexes, dropped=dropped)
+        self.repository.store.swap(keys.CATALOG, state.etag, catalog.serialise(), self.options.renew())
+
+    def _head_packs(self, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
+        """This push's head packs. Small files that an older push stored are found again by their own packs."""
+        return self.heads & {place.pack for place in places.values()}
+
+    def _write_index(self, fresh: list[Located], dropped: dict[str, str]) -> tuple[tuple[ObjectId, ...],
+                                                                                   dict[str, str]]:
+        """The catalog's new indexes: one more for what is new; more than eight of like size become one."""
+        parts = [(id, len(rows)) for id, rows in self.indexes]
+        if not fresh:
+            return tuple(id for id, _ in parts), dropped
+        like = [id for id, rows in parts if _size_class(rows) == _size_class(len(fresh))]
+        merged = like if len(like) >= _LIKE_INDEXES else []
+        chunks = fresh + [chunk for id, rows in self.indexes if id in merged for chunk in rows.all()]
+        data = index.serialise(chunks)
+        id = ObjectId.of(data)
+        self._put(keys.index(id), data)
+        now = rfc3339(time.time())
+        dropped.update((keys.index(old), now) for old in merged)
+        return (*(old for old, _ in parts if old not in merged), id), dropped
+
+    def _history(self, catalog: Catalog) -> History:
+        digest = catalog.models.get(self.model) or catalog.removed.get(self.model)
+        return self.repository.history_at(digest, self.model, self.options.renew()) if digest else History(self.model)
+
+    def _equal_version(self, rows: History, version: Version) -> Version | None:
+        """The newest version with the same content."""
+        return next((row for row in self.repository.versions(rows, self.options.renew())
+                     if row.content == version.content), None)
+
+    def _report(self, version: Version, places: Mapping[ChunkId, Place], fresh: list[Located], *,
+                changed: bool) -> PushReport:
+        new = sum(chunk.id in self.placed for chunk in fresh)
+        return PushReport(str(self.model), version.name, self.tag, version.manifest.hex(), version.created,
+                          version.files, version.decoded_bytes, sum(place.length for place in places.values()), new,
+                          len(places) - new, self.uploaded, round(time.monotonic() - self.started, 3), changed)
+
+
+class _Pending:
+    """Packs on their way to the store: at most twice _UPLOADS, so that memory stays bounded."""
+
+    def __init__(self, pool: ThreadPoolExecutor, put: Callable[[SealedPack], None]) -> None:
+        self._pool, self._put = pool, put
+        self._room = threading.BoundedSemaphore(2 * _UPLOADS)
+        self._futures: list[Future[None]] = []
+        self._failed: ModelfsError | None = None
+
+    def put(self, pack: SealedPack) -> None:
+        """Raises what an earlier put raised."""
+        self._room.acquire()
+        if self._failed:
+            raise self._failed
+        self._futures = [future for future in self._futures if not future.done() or future.exception()]
+        self._futures.append(self._pool.submit(self._one, pack))
+
+    def _one(self, pack: SealedPack) -> None:
+        try:
+            self._put(pack)
+        except ModelfsError as error:
+            self._failed = self._failed or error
+            raise
+        finally:
+            self._room.release()
+
+    def finish(self) -> None:
+        """Wait for all. Raises what a put raised."""
+        for future in self._futures:
+            future.result()
+
+
+def _numbered(version: Version, number: int, parent: int | None) -> Version:
+    return Version(number, version.manifest, version.content, version.created, version.message, parent,
+                   version.metadata, version.files, version.chunks, version.decoded_bytes, version.stored_bytes)
+
+
+def _size_class(rows: int) -> int:
+    """Powers of eight."""
+    return max(rows, 1).bit_length() // 3
