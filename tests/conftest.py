@@ -1,0 +1,52 @@
+"""What tests of all rooms share: an environment of their own, and the real command run in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline: the machine is shared, and a slow example is no failing one.
+settings.register_profile("modelfs", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("modelfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command came to. code is negative where a signal ended it."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """Without the user's own settings, and Python's: every directory that modelfs finds by it is in tmp_path."""
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith(("MODELFS_", "XDG_", "PYTHON")) and not name.lower().endswith("_proxy")}
+    home = tmp_path / "home"
+    for name in ("config", "cache", "state", "run"):
+        (home / name).mkdir(parents=True, mode=0o700)
+    return kept | {
+        "HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "XDG_CACHE_HOME": str(home / "cache"),
+        "XDG_STATE_HOME": str(home / "state"), "XDG_RUNTIME_DIR": str(home / "run"),
+        "MODELFS_CACHE_DIRECTORY": str(home / "cache" / "modelfs"),
+    }
+
+
+@pytest.fixture
+def modelfs(environ: dict[str, str], tmp_path: Path) -> Callable[..., Result]:
+    """Run `modelfs ARGUMENTS…` in tmp_path, without a terminal; env: more environment variables."""
+    def run(*arguments: object, env: Mapping[str, str] | None = None, timeout: float = 60) -> Result:
+        done = subprocess.run([sys.executable, "-m", "modelfs", *map(str, arguments)], cwd=tmp_path,
+                              env={**environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(env or {})},
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return run
