@@ -1,0 +1,202 @@
+"""The disk cache: chunks of model files in sparse files, shared by all daemons of the host, within one limit.
+
+Rule: a cache that fails (full disk, I/O error, directory gone) is a cache that has nothing: it is logged once and
+reads go on. The names here are all that other rooms use.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from modelfs.cache.cache_file import CacheFile, HandleTable
+from modelfs.cache.chunk_index import ChunkIndex
+from modelfs.cache.eviction import Evictor, cache_files
+from modelfs.cache.map_file import ChunkList, read_state
+from modelfs.cache.meta_cache import MetaCache
+from modelfs.cache.meta_files import MetaFiles
+from modelfs.cache.room import Room
+from modelfs.cache.sparse_file import open_sparse
+from modelfs.cache.sweep import Sweeper
+from modelfs.cache.trouble import Trouble
+from modelfs.errors import ModelfsError, NoSpace
+from modelfs.ids import ChunkId
+from modelfs.metrics import Metrics
+from modelfs.units import DiskShare
+
+_OPEN_FILES = 200
+_TICK_S, _BUSY_TICK_S = 1.0, 0.03
+_SLICE_S = 0.01  # of counting, between which the interpreter is others'
+_SHRINK_S = 0.5
+_SWEEP_EVERY_S = 600.0
+_START_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """bytes: what the directory takes on disk; limit_bytes: the smallest of the daemons'; free_bytes: the disk's."""
+
+    directory: Path
+    bytes: int
+    limit_bytes: int
+    free_bytes: int
+    files: int
+    pinned_bytes: int
+
+
+class Cache:
+    """All calls may be made from several threads at once.
+
+    limit: of the directory's disk usage; min_free: what the disk keeps free in any case. Raises Forbidden where the
+    directory is another's or open to others, BadInput where it is none; any other trouble means an empty cache,
+    until it passes.
+    """
+
+    meta: MetaCache
+
+    def __init__(self, directory: Path, limit: DiskShare, min_free: DiskShare, metrics: Metrics) -> None:
+        self.directory = directory
+        self._trouble = Trouble(str(directory))
+        self._room = Room(directory, limit, min_free, self._trouble)
+        meta = MetaFiles(self._room)
+        self._evictor = Evictor(self._room, meta, metrics, self._trouble)
+        self.meta = MetaCache(meta, self._evictor, self._trouble)
+        self._index = ChunkIndex(self._room.files)
+        self._table = HandleTable(_handles())
+        self._lock = threading.Lock()
+        self._files: WeakValueDictionary[str, CacheFile] = WeakValueDictionary()  # guarded by _lock
+        self._keeper = _Keeper(self._room, self._evictor, Sweeper(self._room, meta, self._trouble), meta,
+                               self._table, self._trouble)
+        # One that was never counted takes no fills until it is: a small or new one is ready when we return.
+        self._keeper.start(0.0 if self._room.is_counted else _START_S)
+
+    def close(self) -> None:
+        """Everything is a miss from now on; what is on disk stays."""
+        self._keeper.stop()
+        self._table.close()
+        self._room.close()
+
+    def set_limits(self, limit: DiskShare, min_free: DiskShare) -> None:
+        """Begins to shrink before it returns; what takes longer than half a second is left to the keeper."""
+        self._room.set_limits(limit, min_free)
+        self._evictor.forgive()
+        self._evictor.shrink(_SHRINK_S)
+        self._keeper.wake()
+
+    def status(self) -> CacheStatus:
+        total = free = files = pinned = 0
+        try:
+            total, free = self._room.usage.total(), self._room.disk_free()
+            for _, path in cache_files(self._room.files):
+                state = read_state(path)
+                if state is not None:
+                    files += 1
+                    if state.pinned:
+                        pinned += int(state.lengths[state.presence & 1 == 1].sum(dtype=np.int64))
+        except (OSError, NoSpace) as error:
+            self._trouble.note("status", error)
+        return CacheStatus(self.directory, total, self._room.limit_bytes, free, files, pinned)
+
+    def file(self, ids: npt.NDArray[np.uint8], lengths: npt.NDArray[np.uint32]) -> CacheFile:
+        """The cache file of a model file with these chunks, ids [n, 32] and decoded lengths [n] in bytes.
+
+        The same object for the same list while anybody holds it; nothing is made on disk before the first fill.
+        Raises BadInput where the shapes do not agree.
+        """
+        return self._file(ChunkList.of(ids, lengths))
+
+    def find(self, chunk_id: ChunkId, length: int) -> tuple[CacheFile, int] | None:
+        """A file on disk and the row in it where this chunk is present: to be loaded and checked, or None.
+
+        Files of other daemons are known a second after they were made.
+        """
+        try:
+            for name, row in self._index.candidates(chunk_id):
+                file = self._known(name)
+                if file is not None and bytes(file.chunks.ids[row]) == chunk_id \
+                        and file.chunks.lengths[row] == length and file.presence(row) & 1:
+                    return file, row
+        except (OSError, NoSpace) as error:
+            self._trouble.note("find", error)
+        return None
+
+    def _known(self, name: str) -> CacheFile | None:
+        with self._lock:
+            file = self._files.get(name)
+        if file is None:
+            opened = open_sparse(self._room, name)
+            file = self._file(opened.chunks) if opened is not None else None
+        return file
+
+    def _file(self, chunks: ChunkList) -> CacheFile:
+        with self._lock:
+            file = self._files.get(chunks.name)
+            if file is None:
+                file = CacheFile(chunks, self._room, self._evictor, self._index, self._table, self._trouble)
+                self._files[chunks.name] = file
+            return file
+
+
+class _Keeper:
+    """A thread that once a second brings the directory within its limits, and counts it anew now and then."""
+
+    def __init__(self, room: Room, evictor: Evictor, sweeper: Sweeper, meta: MetaFiles, table: HandleTable,
+                 trouble: Trouble) -> None:
+        self._room, self._evictor, self._sweeper, self._meta = room, evictor, sweeper, meta
+        self._table, self._trouble = table, trouble
+        self._wake, self._stopped = threading.Event(), False
+        self._swept_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="modelfs-cache", daemon=True)
+
+    def start(self, at_once_s: float) -> None:
+        """at_once_s: how long to count before this returns."""
+        self._sweeper.step(at_once_s)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+        self._thread.join()
+        self._sweeper.end()
+
+    def _run(self) -> None:
+        done = False
+        while not self._stopped:
+            self._wake.wait(_TICK_S if done else _BUSY_TICK_S)
+            self._wake.clear()
+            if not self._stopped:
+                done = self._tick()
+
+    def _tick(self) -> bool:
+        """True when there is nothing left to do before the next second."""
+        try:
+            if not self._room.ensure():
+                return True
+            self._room.refresh()
+            if not self._room.usage.counted or time.monotonic() - self._swept_s > _SWEEP_EVERY_S:
+                self._swept_s = time.monotonic()
+                self._sweeper.begin()
+            swept = self._sweeper.step(_SLICE_S)
+            shrunk = self._evictor.shrink(_SHRINK_S)
+            self._meta.trim(self._room.limit_bytes)
+            self._table.drop_removed()
+            return swept and shrunk
+        except (OSError, ModelfsError) as error:
+            self._trouble.note("upkeep", error)
+            return True
+
+
+def _handles() -> int:
+    """How many files may be open, two descriptors each: a quarter of what the process may have, for the two."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else max(8, min(_OPEN_FILES, soft // 5))
