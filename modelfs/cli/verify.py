@@ -82,8 +82,9 @@ def _show(session: Session, report: Report) -> None:
     output = session.output
     checked = f", {report.chunks_checked} chunks ({show_size(report.bytes_checked)}) read and checked" \
         if report.chunks_checked else ""
-    state = "ok" if report.ok else f"{len(report.faults)} faults"
-    output.line(f"{report.repository}: {state}; {report.versions} versions{checked}")
+    state = "ok" if report.ok else f"{len(report.faults)} fault{'s' * (len(report.faults) != 1)}"
+    versions = f"{report.versions} version{'s' * (report.versions != 1)}"
+    output.line(f"{report.repository}: {state}; {versions}{checked}")
     for key in report.repaired:
         output.line(f"made anew: {key}")
     if report.faults:
