@@ -236,7 +236,7 @@ def test_a_daemon_killed_while_it_fills_its_cache_leaves_nothing_wrong(mount: Mo
             server.forget()
             reading = reader(mounted / "noise.bin", 0, 8 * MiB)
             stop = rng.randrange(MiB)
-            until(lambda stop=stop: server.bytes_sent("packs/") > stop)
+            until(lambda r=reading, n=stop: server.bytes_sent("packs/") > n or r.poll() is not None)
             os.kill(mounted.status()["pid"], signal.SIGKILL)
             assert reading.communicate(timeout=20)[0].strip() in (str(errno.ENOTCONN), str(errno.ECONNABORTED),
                                                                   str(errno.EIO), "read")
