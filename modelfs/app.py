@@ -5,19 +5,40 @@ Rule: nothing below builds what it uses; it is handed down from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from modelfs import __version__, paths
+from modelfs.cache.cache import Cache
 from modelfs.config import Config
+from modelfs.daemon import lifecycle, mountpoints
+from modelfs.daemon.watch import CatalogWatch, StoreState
+from modelfs.engines.engine import MountOptions, choose_engine
+from modelfs.errors import BadInput, IntegrityError, Unavailable
+from modelfs.ids import ModelRef
+from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
+from modelfs.reading.reader import Reader
 from modelfs.reading.versions import NoChunkCache, Versions
-from modelfs.repository.repository import ObjectCache, Repository
+from modelfs.repository.repository import CatalogState, ObjectCache, Repository
 from modelfs.stores.opening import open_store
 from modelfs.stores.retrying import MeteredStore, RetryingStore
 from modelfs.stores.store import ObjectStore
 from modelfs.units import Deadline
+from modelfs.view.shelves import Library, version_id
+from modelfs.view.view import Everything, Followed, Pinned, Shown, View
+
+_LOG = logger_for(__name__)
+_CACHED_WAIT_S = 5.0
+_LIVE = frozenset({"cache.size", "cache.min_free", "fetch.deadline", "fetch.memory", "fetch.readahead", "mount.poll",
+                   "log.level", "log.format"})
+"""What `reload` applies; the other settings need a remount."""
 
 
 def store_at(config: Config, spec: str, metrics: Metrics | None = None) -> ObjectStore:
@@ -60,3 +81,135 @@ def transfer(config: Config, spec: str) -> Iterator[Transfer]:
         yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config)), fetcher, metrics)
     finally:
         fetcher.close()
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """spec: the repository, as a user writes it. model: that version's files alone, at the root.
+    follow: at the version that the model's tag names at any time."""
+
+    spec: str
+    mountpoint: Path
+    model: ModelRef | None = None
+    follow: bool = False
+
+
+@dataclass(slots=True)
+class _Live:
+    """The configuration that holds now; replaced as a whole by `reload`."""
+
+    config: Config
+
+    def renew(self) -> Deadline:
+        return deadline_of(self.config)
+
+
+def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[str, str], *,
+          say: Callable[[str], None], ready: Callable[[], None]) -> None:
+    """Mount, and serve until it is unmounted; only from the main thread.
+
+    load: the configuration, now and at each reload. say: a line for people. ready: called once the mount answers.
+    Raises what a mount can fail of: NotFound, BadInput, Conflict, Unavailable, Forbidden, IntegrityError, MountFailed.
+    """
+    mountpoint = paths.canonical(request.mountpoint)
+    mountpoints.check_free(mountpoint)
+    live = _Live(load())
+    config = live.config
+    if config.cache.verify == "always":
+        raise BadInput("cache.verify cannot be 'always' yet", why="this version checks at the first touch in a mount")
+    if request.follow and (request.model is None or request.model.version):
+        raise BadInput("nothing to follow", why="--follow goes with --model org/name or org/name:tag")
+    metrics = Metrics()
+    store = store_at(config, request.spec, metrics)
+    engine = choose_engine(config.mount.engine)
+    options = MountOptions(mountpoint, store.url, config.mount.allow_other)
+    engine.check(options)
+    with ExitStack() as undo:
+        with lifecycle.threads_without_signals():
+            cache = Cache(config.cache.directory, config.cache.size, config.cache.min_free, metrics)
+        undo.callback(cache.close)
+        repository, begun_with, state = _begin(live, store, cache, say)
+        versions = Versions(repository, cache, live.renew)
+        library = Library(repository, begun_with.catalog, live.renew)
+        shown = _shown(request, repository, begun_with, live)
+        if not isinstance(shown, Everything):
+            versions.load(shown.version.manifest)
+        with lifecycle.threads_without_signals():
+            fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
+                              memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s)
+        undo.callback(fetcher.close)
+        reader = Reader(fetcher, metrics, config.fetch.readahead_bytes)
+        view = View(library, versions, reader, metrics, shown)
+        watch = CatalogWatch(repository, begun_with, state, poll_s=config.mount.poll_s, renew=live.renew)
+        undo.callback(watch.stop)
+        began = time.monotonic()
+
+        def status() -> dict[str, Any]:
+            kept = cache.status()
+            return {"mountpoint": str(mountpoint), "repository": store.url, "engine": engine.name,
+                    "passthrough": engine.passthrough, "pid": os.getpid(), "version": __version__,
+                    "uptime_s": round(time.monotonic() - began, 3),
+                    "cache": {**asdict(kept), "directory": str(kept.directory)},
+                    "counters": metrics.snapshot(), "stores": watch.stores()}
+
+        def reload() -> dict[str, Any]:
+            new, old = load(), live.config
+            cache.set_limits(new.cache.size, new.cache.min_free)
+            fetcher.set_limits(memory_bytes=new.fetch.memory_bytes, deadline_s=new.fetch.deadline_s)
+            reader.set_readahead(new.fetch.readahead_bytes)
+            watch.set_poll(new.mount.poll_s)
+            live.config = new
+            changed = [key for key in {**old.settings, **new.settings} if
+                       getattr(old.settings.get(key), "value", None) != getattr(new.settings.get(key), "value", None)]
+            return {"applied": [key for key in changed if key in _LIVE],
+                    "needs_remount": [key for key in changed if key not in _LIVE]}
+
+        def mounted() -> None:
+            watch.start(view)
+            say(f"mounted {store.url} on {mountpoint}")
+            log_event(_LOG, "info", "mount.ready", mountpoint=mountpoint, repository=store.url, engine=engine.name)
+            ready()
+
+        lifecycle.serve(lifecycle.Mount(options, paths.socket_path(mountpoint, environ), view, engine, reader,
+                                        status, reload, mounted))
+
+
+def _begin(live: _Live, store: ObjectStore, cache: Cache,
+           say: Callable[[str], None]) -> tuple[Repository, CatalogState, StoreState]:
+    """The repository and its catalog, from the cache where the store does not answer. Raises Unavailable where
+    that has none."""
+    kept, remembered = None, None
+    try:
+        kept = Repository.open_cached(store, cache.meta)
+        remembered = kept.cached_catalog() if kept else None
+    except IntegrityError as error:
+        log_event(_LOG, "warning", "catalog.cached", store=store.url, why=str(error))
+    deadline = live.renew() if remembered is None else live.renew().sooner(_CACHED_WAIT_S)
+    began = time.monotonic()
+    try:
+        repository = Repository.open(store, deadline, cache.meta)
+        found = repository.catalog(deadline)
+    except Unavailable as error:
+        if kept is None or remembered is None:
+            raise
+        say(f"warning: {error} Starting from the cache, as of {remembered.created}.")
+        log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial, why=str(error))
+        return kept, CatalogState(remembered, None), StoreState(store.url, "unreachable", None, 1)
+    latency_ms = round((time.monotonic() - began) * 500, 3)  # two requests
+    if remembered is not None and remembered.serial > found.catalog.serial:
+        say(f"warning: the catalog of {store.url} has serial {found.catalog.serial}, {remembered.serial} was seen here")
+        log_event(_LOG, "warning", "catalog.older", store=store.url, seen=remembered.serial,
+                  offered=found.catalog.serial, why="a copied or restored repository?")
+    else:
+        repository.remember_catalog(found.catalog)
+    return repository, found, StoreState(store.url, "ok", latency_ms)
+
+
+def _shown(request: MountRequest, repository: Repository, begun_with: CatalogState, live: _Live) -> Shown:
+    if request.model is None:
+        return Everything()
+    found = repository.resolve(begun_with.catalog, request.model, live.renew())
+    version = version_id(request.model.model, found.version)
+    if request.follow and found.tag is not None:
+        return Followed(request.model.model, found.tag, version)
+    return Pinned(version)

@@ -1,0 +1,101 @@
+"""`mount --daemon`: the same command once more, detached, which says through a pipe how it went.
+
+Rule: whoever called gets 0 only when the mount answers, else the daemon's own line and exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfs.errors import Forbidden, ModelfsError
+
+
+class Relayed(ModelfsError):
+    """A daemon's error, as it told it: the line stands, and the exit code is the daemon's."""
+
+    def __init__(self, line: str, exit_code: int) -> None:
+        super().__init__(line)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    pid: int
+    log: Path
+
+
+def start(arguments: Sequence[str], log: Path) -> Started:
+    """Run `modelfs COMMAND --ready-fd N ARGUMENTS` detached, and wait until it is ready or has ended.
+
+    arguments: with the command first. log: gets its standard error. Raises Relayed; Forbidden where the log
+    cannot be written.
+    """
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        began_at = os.fstat(stream).st_size
+    except OSError as error:
+        raise Forbidden("cannot write the daemon's log", where=str(log), why=error.strerror or str(error)) from error
+    ours, theirs = os.pipe()
+    try:
+        child = subprocess.Popen([sys.executable, "-m", "modelfs", arguments[0], "--ready-fd", str(theirs),
+                                  *arguments[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream,
+                                 pass_fds=(theirs,), start_new_session=True)
+    finally:
+        os.close(theirs)
+        os.close(stream)
+    with os.fdopen(ours, "rb") as pipe:
+        try:
+            line = pipe.readline()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGTERM)
+            raise
+    if not line:
+        raise _last_words(log, began_at, child.wait())
+    told = json.loads(line)
+    if "error" in told:
+        child.wait()  # it has only to end; then nothing of it is left when the command returns
+        raise Relayed(str(told["error"]), int(told["exit_code"]))
+    return Started(child.pid, log)
+
+
+class ReadyPipe:
+    """The daemon's end. Tells once, then never again; after `ready` nothing ties the daemon to its starter."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        os.set_inheritable(descriptor, False)
+
+    def ready(self) -> None:
+        self._tell({"ready": True})
+        # the directory that we were started in must not be kept busy by us
+        os.chdir("/")
+
+    def failed(self, error: ModelfsError) -> None:
+        self._tell({"error": str(error), "exit_code": error.exit_code})
+
+    def _tell(self, fields: dict[str, object]) -> None:
+        if self._descriptor is not None:
+            with suppress(OSError):  # who started us may have been interrupted
+                os.write(self._descriptor, json.dumps(fields).encode() + b"\n")
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _last_words(log: Path, began_at: int, code: int) -> Relayed:
+    """Of a daemon that ended without telling: the one line that every command fails with, if it came to that."""
+    with log.open("rb") as stream:
+        stream.seek(began_at)
+        lines = stream.read().decode(errors="replace").splitlines()
+    line = next((line for line in reversed(lines) if line.startswith("modelfs: ")), None)
+    if line is None or code <= 0:
+        return Relayed(f"the daemon ended before it was mounted, {log}: exit code {code}.", 1)
+    return Relayed(line.removeprefix("modelfs: "), code)

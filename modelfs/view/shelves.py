@@ -1,0 +1,144 @@
+"""The models, versions and tags that a view shows: one catalog, and the histories that were asked for.
+
+Rule: what is seen is swapped as a whole and never goes back: a catalog older than the one in use is refused, and
+a model whose new history cannot be had stays at the old one until it can.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from modelfs.errors import BadInput, ModelfsError, NotFound
+from modelfs.ids import ModelName, ObjectId
+from modelfs.logs import log_event, logger_for
+from modelfs.repository.catalog import Catalog
+from modelfs.repository.history import Version
+from modelfs.repository.repository import Repository
+from modelfs.units import Deadline, seconds_of
+from modelfs.view.tree import VersionId
+
+_LOG = logger_for(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """One model, as the history with this digest has it. versions: by number; tags: to numbers that are there."""
+
+    history: ObjectId
+    versions: Mapping[int, VersionId]
+    tags: Mapping[str, int]
+    decoded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shelves:
+    """catalog: the newest one seen. shelves: of models that were asked for. organisations: to their models' names."""
+
+    catalog: Catalog
+    created_ns: int
+    organisations: Mapping[str, tuple[str, ...]]
+    shelves: Mapping[ModelName, Shelf]
+
+    @property
+    def pending(self) -> list[ModelName]:
+        """Models whose shelf is older than the catalog says."""
+        models = self.catalog.models
+        return [name for name, shelf in self.shelves.items() if name in models and models[name] != shelf.history]
+
+
+class Library:
+    """Holds the `Shelves` in use. Reading them takes no lock; loading a shelf holds up nobody else."""
+
+    def __init__(self, repository: Repository, catalog: Catalog, renew: Callable[[], Deadline]) -> None:
+        """renew: a deadline from now, for the loading of one shelf."""
+        self._repository, self._renew = repository, renew
+        self._lock = threading.Lock()
+        self._loading: dict[ModelName, threading.Lock] = {}  # guarded by _lock
+        self._now = _shelves(catalog, {})  # replaced under _lock, read without
+
+    @property
+    def now(self) -> Shelves:
+        return self._now
+
+    def shelf(self, model: ModelName) -> Shelf:
+        """Loaded at the first call for a model, from memory then. Raises NotFound, and what a store raises."""
+        now = self._now
+        if model not in now.catalog.models:
+            raise NotFound(f"no model {model}")
+        found = now.shelves.get(model)
+        return found if found is not None else self._load_once(model)
+
+    def update(self, catalog: Catalog) -> bool:
+        """Take a newer catalog, with new shelves for the models that were asked for. Returns whether anything is
+        still to be done (a history that could not be had): then call again with the same catalog.
+
+        An older catalog, and another one with the same serial, are logged and change nothing.
+        """
+        old = self._now.catalog
+        forked = catalog.serial == old.serial and bool(old.payload) and catalog.payload != old.payload
+        if catalog.serial < old.serial or forked:
+            log_event(_LOG, "warning", "catalog.older", store=self._repository.store.url, seen=old.serial,
+                      offered=catalog.serial, why="another catalog with this serial was seen" if forked else
+                      "a newer one was seen; the newest stays in use")
+            return False
+        fresh = {}
+        for model, shelf in self._now.shelves.items():
+            digest = catalog.models.get(model)
+            if digest is not None and digest != shelf.history:
+                try:
+                    fresh[model] = self._read(model, digest)
+                except ModelfsError as error:
+                    log_event(_LOG, "warning", "history.unusable", model=model, why=str(error))
+        with self._lock:
+            kept = {model: shelf for model, shelf in self._now.shelves.items() if model in catalog.models}
+            self._now = _shelves(catalog, {**kept, **fresh})
+        return bool(self._now.pending)
+
+    def _load_once(self, model: ModelName) -> Shelf:
+        with self._lock:
+            loading = self._loading.setdefault(model, threading.Lock())
+        with loading:
+            while (found := self._now.shelves.get(model)) is None:
+                digest = self._now.catalog.models.get(model)
+                if digest is None:
+                    raise NotFound(f"no model {model}")
+                shelf = self._read(model, digest)
+                with self._lock:
+                    # the catalog may have moved meanwhile; then this shelf is behind, and read once more
+                    if self._now.catalog.models.get(model) == digest:
+                        shelves = MappingProxyType({**self._now.shelves, model: shelf})
+                        self._now = replace(self._now, shelves=shelves)
+            return found
+
+    def _read(self, model: ModelName, digest: ObjectId) -> Shelf:
+        deadline = self._renew()
+        history = self._repository.history_at(digest, model, deadline)
+        rows = self._repository.versions(history, deadline)
+        versions = {row.number: version_id(model, row) for row in reversed(rows)}
+        tags = {tag: number for tag, number in history.live_tags.items() if number in versions}
+        return Shelf(digest, MappingProxyType(versions), MappingProxyType(tags),
+                     sum(row.decoded_bytes for row in rows))
+
+
+def version_id(model: ModelName, row: Version) -> VersionId:
+    return VersionId(model, row.number, row.manifest, _moment_ns(row.created))
+
+
+def _shelves(catalog: Catalog, shelves: dict[ModelName, Shelf]) -> Shelves:
+    organisations: dict[str, list[str]] = {}
+    for model in sorted(catalog.models):
+        organisations.setdefault(model.org, []).append(model.name)
+    return Shelves(catalog, _moment_ns(catalog.created),
+                   MappingProxyType({org: tuple(names) for org, names in organisations.items()}),
+                   MappingProxyType(shelves))
+
+
+def _moment_ns(created: str) -> int:
+    """Only shown, so one that cannot be read is the epoch rather than a mount that fails."""
+    try:
+        return int(seconds_of(created) * 1e9)
+    except BadInput:
+        return 0

@@ -1,0 +1,324 @@
+"""The filesystem, without FUSE: lookup, attributes, directories, links, extended attributes, open, read.
+
+Rule: what is below a version is answered from memory once its manifest is loaded, and the loading of one
+version, or a read that waits for the network, holds up nothing but those who asked for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelfs.errors import BadInput, ModelfsError, NotFound
+from modelfs.ids import ModelName, ObjectId, parse_version
+from modelfs.metrics import Metrics
+from modelfs.reading.versions import LoadedVersion, ModelFile
+from modelfs.repository.catalog import Catalog
+from modelfs.view import tree
+from modelfs.view.shelves import Library
+from modelfs.view.tree import (
+    Directory,
+    Entry,
+    File,
+    FollowedRoot,
+    Link,
+    ModelDirectory,
+    Node,
+    Organisation,
+    Root,
+    VersionId,
+    VersionRoot,
+)
+
+BLOCK_BYTES = 4096
+NAME_MAX = 255
+XATTRS = tuple(f"user.modelfs.{name}" for name in ("digest", "sha256", "version", "manifest", "cached", "stored"))
+_HIDDEN = re.compile(r"\.(v[0-9]+)")
+
+
+class NoData(NotFound):
+    """An extended attribute that is not there."""
+
+    errno = errno.ENODATA
+
+
+class NotADirectory(NotFound):
+    errno = errno.ENOTDIR
+
+
+class Loader(Protocol):
+    """reading.versions.Versions, as a view needs it."""
+
+    def load(self, manifest_id: ObjectId) -> LoadedVersion: ...
+
+
+class FileReader(Protocol):
+    """reading.reader.Reader, as a view needs it."""
+
+    def read_into(self, file: ModelFile, offset: int, view: memoryview) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """mode: with the type bits. Owner is whoever mounted: engines know him."""
+
+    ino: int
+    mode: int
+    size: int
+    mtime_ns: int
+
+    @property
+    def blocks(self) -> int:
+        """Of 512 bytes."""
+        return (self.size + 511) >> 9
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """total_bytes: decoded, of all versions that the view knows of; none of it is ever free."""
+
+    total_bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """Keeps its version loaded. node: what was opened, whatever its path means later."""
+
+    node: File
+    file: ModelFile
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """A mount of the whole repository: org/name/vN/files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A mount of one version, its files at the root."""
+
+    version: VersionId
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A mount of whatever version a tag names. version: the one that it names now."""
+
+    model: ModelName
+    tag: str
+    version: VersionId
+
+
+Shown = Everything | Pinned | Followed
+
+
+class View:
+    """All methods may be called from several threads at once. All raise ModelfsError; NotFound for what is not there.
+
+    Blocking is only the first access to a model (its history), to a version (its manifest), and `read`.
+    """
+
+    def __init__(self, library: Library, versions: Loader, reader: FileReader, metrics: Metrics,
+                 shown: Shown) -> None:
+        self._library, self._versions, self._reader, self._metrics = library, versions, reader, metrics
+        self._shown = shown  # replaced by `update` only
+        self.generation = 0
+        """Steps when `update` changed what paths mean: whoever remembers what a path was forgets it then."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no path of this view ever changes its meaning."""
+        return isinstance(self._shown, Pinned)
+
+    def root(self) -> Node:
+        shown = self._shown
+        if isinstance(shown, Pinned):
+            return VersionRoot(shown.version)
+        return FollowedRoot(shown.version) if isinstance(shown, Followed) else Root()
+
+    def update(self, catalog: Catalog) -> bool:
+        """Show a newer catalog. Returns whether something of it could not be loaded yet: call again then.
+
+        A followed tag moves only after the manifest it moves to is loaded, so that nobody waits for it.
+        """
+        pending = self._library.update(catalog)
+        if isinstance(self._shown, Followed):
+            pending = self._follow(self._shown) or pending
+        self.generation += 1
+        return pending
+
+    def lookup(self, parent: Node, name: str) -> Node:
+        """The node of one name in a directory."""
+        match parent:
+            case Root():
+                if name in self._library.now.organisations:
+                    return Organisation(name)
+            case Organisation(org):
+                if name in self._library.now.organisations.get(org, ()):
+                    return ModelDirectory(ModelName(org, name))
+            case ModelDirectory(model):
+                return self._in_model(model, name)
+            case FollowedRoot(version):
+                return self._in_followed(version, name)
+            case Directory() | VersionRoot():
+                if (found := self._find(parent, name)) is not None:
+                    return found
+            case _:
+                raise NotADirectory(f"no directory {name[:NAME_MAX]!r}")
+        raise NotFound(f"nothing here by the name {name[:NAME_MAX]!r}")
+
+    def resolve(self, path: str) -> Node:
+        """The node at a path from the root, its parts joined by single slashes; a leading slash may stand.
+
+        Links are not followed. Parts above a version are looked up one by one, what lies below at once.
+        """
+        node, rest = self.root(), path.strip("/")
+        while rest:
+            if isinstance(node, Directory | VersionRoot):
+                return self.lookup(node, rest)
+            name, _, rest = rest.partition("/")
+            node = self.lookup(node, name)
+        return node
+
+    def getattr(self, node: Node) -> Attr:
+        """From memory, always."""
+        match node:
+            case File(version, _, entry):
+                return Attr(tree.inode(version.manifest, entry.path), stat.S_IFREG | entry.mode, entry.size,
+                            entry.mtime_ns)
+            case Directory(version, path):
+                return Attr(tree.inode(version.manifest, path), stat.S_IFDIR | 0o555, 0, version.created_ns)
+            case VersionRoot(version):
+                return Attr(tree.inode(version.manifest, ""), stat.S_IFDIR | 0o555, 0, version.created_ns)
+            case FollowedRoot(version):
+                return Attr(tree.upper_inode(""), stat.S_IFDIR | 0o555, 0, version.created_ns)
+            case Link(target, place, mtime_ns):
+                return Attr(tree.upper_inode(place), stat.S_IFLNK | 0o777, len(target.encode()), mtime_ns)
+            case _:
+                return Attr(tree.upper_inode(_place(node)), stat.S_IFDIR | 0o555, 0, self._library.now.created_ns)
+
+    def readdir(self, node: Node) -> Iterator[Entry]:
+        """Without . and .. (engines add them)."""
+        match node:
+            case Root():
+                for org in self._library.now.organisations:
+                    yield Entry(org, tree.upper_inode(org), stat.S_IFDIR)
+            case Organisation(org):
+                for name in self._library.now.organisations.get(org, ()):
+                    yield Entry(name, tree.upper_inode(f"{org}/{name}"), stat.S_IFDIR)
+            case ModelDirectory(model):
+                shelf = self._library.shelf(model)
+                for version in shelf.versions.values():
+                    yield Entry(version.name, tree.inode(version.manifest, ""), stat.S_IFDIR)
+                for tag in shelf.tags:
+                    yield Entry(tag, tree.upper_inode(f"{model}/{tag}"), stat.S_IFLNK)
+            case FollowedRoot(version):
+                for entry in self.readdir(VersionRoot(version)):
+                    yield Entry(entry.name, tree.upper_inode(entry.name), stat.S_IFLNK)
+            case VersionRoot(version):
+                manifest = self._load(version).manifest
+                yield from tree.children(tree.whole(version, manifest), manifest)
+            case Directory(version):
+                yield from tree.children(node, self._load(version).manifest)
+            case _:
+                raise NotADirectory("not a directory")
+
+    def readlink(self, node: Node) -> str:
+        if isinstance(node, Link):
+            return node.target
+        raise BadInput("not a symbolic link")
+
+    def statfs(self) -> StatFs:
+        shown = self._shown
+        if not isinstance(shown, Everything):
+            manifest = self._load(shown.version).manifest
+            return StatFs(manifest.decoded_bytes, len(manifest))
+        now = self._library.now
+        return StatFs(sum(shelf.decoded_bytes for shelf in now.shelves.values()), len(now.catalog.models))
+
+    def listxattr(self, node: Node) -> tuple[str, ...]:
+        return XATTRS if isinstance(node, File) else ()
+
+    def getxattr(self, node: Node, name: str) -> bytes:
+        """Raises NoData."""
+        if not isinstance(node, File) or name not in XATTRS:
+            raise NoData(f"no attribute {name[:NAME_MAX]}")
+        match name.rpartition(".")[2]:
+            case "digest":
+                value = node.entry.digest.hex()
+            case "sha256":
+                value = node.entry.sha256.hex()
+            case "version":
+                value = node.version.name
+            case "manifest":
+                value = node.version.manifest.hex()
+            case "cached":
+                value = str(self._load(node.version).file(node.number).cached_bytes())
+            case _:
+                value = str(self._load(node.version).file(node.number).stored_bytes())
+        return value.encode()
+
+    def open(self, node: Node) -> OpenFile:
+        """Raises BadInput for what is no file."""
+        if not isinstance(node, File):
+            raise BadInput("not a file")
+        opened = OpenFile(node, self._load(node.version).file(node.number))
+        self._metrics.add("opens")
+        return opened
+
+    def read(self, opened: OpenFile, offset: int, out: memoryview) -> int:
+        """Fill out from offset; how many bytes, fewer only at the file's end. Whatever it raises is EIO."""
+        return self._reader.read_into(opened.file, offset, out)
+
+    def _load(self, version: VersionId) -> LoadedVersion:
+        return self._versions.load(version.manifest)
+
+    def _find(self, within: Directory | VersionRoot, path: str) -> Directory | File | None:
+        manifest = self._load(within.version).manifest
+        directory = within if isinstance(within, Directory) else tree.whole(within.version, manifest)
+        return tree.find(directory, manifest, path)
+
+    def _in_model(self, model: ModelName, name: str) -> Node:
+        shelf = self._library.shelf(model)
+        number = parse_version(name)
+        if number is not None and number in shelf.versions:
+            return VersionRoot(shelf.versions[number])
+        if name in shelf.tags:
+            return Link(f"v{shelf.tags[name]}", f"{model}/{name}", self._library.now.created_ns)
+        raise NotFound(f"no version and no tag {name[:NAME_MAX]!r} of {model}")
+
+    def _in_followed(self, version: VersionId, name: str) -> Node:
+        if hidden := _HIDDEN.fullmatch(name):
+            return VersionRoot(version) if hidden[1] == version.name else self._in_model(version.model, hidden[1])
+        if self._find(VersionRoot(version), name) is None:
+            raise NotFound(f"nothing here by the name {name[:NAME_MAX]!r}")
+        return Link(f".{version.name}/{name}", name, version.created_ns)
+
+    def _follow(self, shown: Followed) -> bool:
+        """Whether the tag names a version that could not be loaded."""
+        try:
+            shelf = self._library.shelf(shown.model)
+            number = shelf.tags.get(shown.tag)
+            if number is not None:  # a tag that was taken away leaves the mount where it is
+                self._load(shelf.versions[number])
+                self._shown = Followed(shown.model, shown.tag, shelf.versions[number])
+        except NotFound:
+            return False
+        except ModelfsError:
+            return True
+        return False
+
+
+def _place(node: Node) -> str:
+    match node:
+        case Organisation(name):
+            return name
+        case ModelDirectory(model):
+            return str(model)
+        case _:
+            return ""

@@ -1,0 +1,228 @@
+"""How a mount begins, is told about, and ends; nothing is left in any case."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from faultproxy import FaultProxy
+from mount.mounting import Mounter, end_process, gone, reader, until
+
+from modelfs import paths
+from modelfs.metrics import COUNTERS
+
+
+def test_status_answers_as_soon_as_mounted_was_said_and_says_all(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    found = mounted.status()
+    assert (found["mountpoint"], found["engine"], found["passthrough"]) == (str(mounted.place), "fusepy", False)
+    assert (found["pid"], found["repository"]) == (mounted.process.pid, repository.as_uri())
+    assert set(found["counters"]) == set(COUNTERS)
+    assert set(found["cache"]) == {"directory", "bytes", "limit_bytes", "free_bytes", "files", "pinned_bytes"}
+    assert found["stores"][0]["state"] == "ok"
+    listed = json.loads(mount.run("status", "--json").stdout)["mounts"]
+    assert [at["pid"] for at in listed if at["mountpoint"] == str(mounted.place)] == [mounted.process.pid]
+    said = [line for line in mounted.log.read_text().splitlines() if line.startswith("mounted")]
+    assert said == [f"mounted {repository.as_uri()} on {mounted.place}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts_and_leaves_nothing(mount: Mounter, repository: Path, number: signal.Signals,
+                                              environ: dict[str, str]) -> None:
+    mounted = mount(repository)
+    socket = paths.socket_path(mounted.place, environ)
+    assert socket.exists()
+    mounted.process.send_signal(number)
+    assert mounted.ended() == 0
+    assert not mounted.here and not socket.exists()
+
+
+def test_a_signal_ends_a_busy_mount_too(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    descriptor = os.open(mounted / "acme/base/v1/run.sh", os.O_RDONLY)
+    mounted.process.send_signal(signal.SIGTERM)
+    assert mounted.ended() == 0
+    assert not mounted.here
+    with pytest.raises(OSError) as caught:
+        os.pread(descriptor, 10, 0)
+    assert caught.value.errno == errno.ENOTCONN
+    with suppress(OSError):  # the kernel tells it at close, too
+        os.close(descriptor)
+
+
+def test_an_unmount_from_elsewhere_ends_the_daemon(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    subprocess.run(["umount", str(mounted.place)], check=True)
+    assert mounted.ended() == 0
+
+
+def test_umount_waits_for_the_daemon_and_a_relative_path_will_do(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    assert mount.run("umount", "mnt").returncode == 0
+    assert gone(mounted.process.pid) and not mounted.here
+    assert mounted.ended() == 0
+    mounted.umount(code=3)
+    assert mount.run("status", mounted.place).returncode == 3
+
+
+def test_a_busy_mount_stays_and_lazy_lets_open_files_live(mount: Mounter, repository: Path, source: Path) -> None:
+    mounted = mount(repository, "--model", "acme/base")
+    with (mounted / "big.bin").open("rb") as file:
+        assert "busy" in mounted.umount(code=7)
+        assert mounted.here and mounted.status()["pid"] == mounted.process.pid
+        mounted.umount("--lazy")
+        assert not mounted.here
+        assert file.read() == (source / "big.bin").read_bytes()
+        assert mounted.process.poll() is None
+        again = mount(repository)
+        assert again.status()["pid"] == again.process.pid
+    assert mounted.ended() == 0
+    assert again.status()["pid"] == again.process.pid
+
+
+def test_force_fails_waiting_reads_and_ends_everything(mount: Mounter, repository: Path) -> None:
+    with FaultProxy(repository) as server:
+        mounted = mount(server.url, "--model", "acme/base", "--deadline", "5m")
+        server.add("hang", "packs/")
+        readers = [reader(mounted / "big.bin", number << 20, 4096) for number in range(3)]
+        until(lambda: server.requests("packs/"))
+        mounted.umount(code=7)
+        assert all(process.poll() is None for process in readers)
+        mounted.umount("--force")
+        assert not mounted.here and gone(mounted.process.pid)
+        for process in readers:
+            assert int(process.communicate(timeout=30)[0]) in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def test_force_ends_a_daemon_that_does_not_answer(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    mounted.process.send_signal(signal.SIGSTOP)
+    mounted.umount("--force")
+    assert not mounted.here and gone(mounted.process.pid)
+
+
+@pytest.mark.parametrize("options", [(), ("--lazy",), ("--force",)])
+def test_a_dead_mount_is_told_taken_away_and_mounted_again(mount: Mounter, repository: Path, source: Path,
+                                                           options: tuple[str, ...]) -> None:
+    mounted = mount(repository, "--model", "acme/base")
+    mounted.process.kill()
+    mounted.ended()
+    with pytest.raises(OSError) as caught:
+        os.listdir(mounted.place)
+    assert caught.value.errno == errno.ENOTCONN
+    told = mount.run("status", mounted.place)
+    assert told.returncode == 3 and "umount" in told.stderr
+    taken = mount.run("mount", repository, mounted.place)
+    assert taken.returncode == 7 and "dead" in taken.stderr and str(mounted.place) in taken.stderr
+    assert not any(at["mountpoint"] == str(mounted.place)
+                   for at in json.loads(mount.run("status", "--json").stdout)["mounts"])
+    mounted.umount(*options)
+    assert not mounted.here
+    again = mount(repository, "--model", "acme/base")
+    assert (again / "big.bin").read_bytes() == (source / "big.bin").read_bytes()
+
+
+def test_a_daemon_returns_when_it_answers_and_tells_its_errors(mount: Mounter, repository: Path,
+                                                               source: Path) -> None:
+    (mount.tmp_path / "mnt").mkdir()
+    done = mount.run("mount", "repository", "mnt", "--model", "acme/base", "--cache-dir", "cache", "--daemon")
+    assert done.returncode == 0, done.stderr
+    assert (mount.tmp_path / "mnt/big.bin").read_bytes() == (source / "big.bin").read_bytes()
+    pid = json.loads(mount.run("status", "mnt", "--json").stdout)["pid"]
+    try:
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert os.getsid(pid) == pid
+        assert mount.run("umount", "mnt").returncode == 0
+        assert gone(pid)
+    finally:
+        end_process(pid)
+    for arguments, code, word in ((("--model", "acme/none"), 3, "acme/none"), (("--engine", "native"), 2, "native"),
+                                  (("--cache-size", "lots"), 2, "lots"), (("--nonsense",), 2, "--nonsense")):
+        done = mount.run("mount", repository, "mnt", *arguments, "--daemon")
+        lines = done.stderr.splitlines()
+        assert (done.returncode, len(lines)) == (code, 1), done.stderr
+        assert lines[0].startswith("modelfs: ") and word in lines[0]
+
+
+def test_a_mount_point_that_cannot_be_used_has_its_exit_code(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    (mount.tmp_path / "file").touch()
+    for place, code in (("missing", 3), ("file", 2), ("mnt", 7), ("source", 7)):
+        for more in ((), ("--daemon",)):
+            done = mount.run("mount", repository, place, *more)
+            assert done.returncode == code
+            assert place in done.stderr and len(done.stderr.splitlines()) == 1
+    assert os.listdir(mounted.place) == ["acme"]
+
+
+def test_a_mount_point_behind_a_link_is_the_same_mount(mount: Mounter, repository: Path) -> None:
+    mounted = mount(repository)
+    (mount.tmp_path / "link").symlink_to("mnt")
+    found = json.loads(mount.run("status", "link", "--json").stdout)
+    assert found["pid"] == mounted.process.pid
+    assert mount.run("umount", "link").returncode == 0
+    assert not mounted.here
+
+
+def test_a_mount_starts_from_the_cache_when_the_store_is_gone_and_says_so(mount: Mounter, repository: Path,
+                                                                          source: Path) -> None:
+    with FaultProxy(repository) as server:
+        mounted = mount(server.url, "--model", "acme/base")
+        (mounted / "big.bin").read_bytes()
+        mounted.umount()
+        server.down()
+        mounted = mount(server.url, "--model", "acme/base", "--deadline", "1s")
+        assert "from the cache" in mounted.log.read_text()
+        assert (mounted / "big.bin").read_bytes() == (source / "big.bin").read_bytes()
+        assert mounted.status()["stores"][0]["state"] == "unreachable"
+        mounted.umount()
+        done = mount.run("mount", server.url, mounted.place, "--cache-dir", mount.tmp_path / "empty",
+                         "--deadline", "1s")
+        assert done.returncode == 5
+
+
+def test_a_push_is_seen_and_a_followed_mount_moves_while_open_files_stay(mount: Mounter, repository: Path,
+                                                                         source: Path) -> None:
+    before = (source / "run.sh").read_bytes()
+    whole = mount(repository, "--poll", "100ms", name="whole")
+    pinned = mount(repository, "--poll", "100ms", "--model", "acme/base", name="pinned")
+    followed = mount(repository, "--poll", "100ms", "--model", "acme/base", "--follow", name="followed")
+    with (followed / "run.sh").open("rb") as file:
+        assert (followed / "run.sh").read_bytes() == before
+        (source / "run.sh").write_bytes(b"other")
+        (source / "new").touch()
+        assert mount.run("push", source, repository, "acme/base").returncode == 0
+        until(lambda: (followed / "new").exists())
+        assert (followed / "run.sh").read_bytes() == b"other"
+        assert file.read() == before
+    until(lambda: os.readlink(whole / "acme/base/latest") == "v2")
+    assert sorted(os.listdir(whole / "acme/base")) == ["latest", "v1", "v2"]
+    assert (whole / "acme/base/v1/run.sh").read_bytes() == before
+    assert (whole / "acme/base/latest/run.sh").read_bytes() == b"other"
+    assert (pinned / "run.sh").read_bytes() == before and not (pinned / "new").exists()
+
+
+def test_a_reload_applies_a_smaller_cache_and_a_broken_file_changes_nothing(mount: Mounter, repository: Path) -> None:
+    config = mount.tmp_path / "live.toml"
+    config.write_text('[cache]\nsize = "200 MiB"\n')
+    mounted = mount(repository, "--config", config)
+
+    def limit() -> int:
+        found = mounted.status()["cache"]["limit_bytes"]
+        assert isinstance(found, int)
+        return found
+
+    assert limit() == 200 << 20
+    config.write_text('[cache]\nsize = "100 MiB"\n')
+    mounted.process.send_signal(signal.SIGHUP)
+    until(lambda: limit() == 100 << 20)
+    config.write_text('[cache]\nsize = "silly"\n')
+    mounted.process.send_signal(signal.SIGHUP)
+    until(lambda: "config.refused" in mounted.log.read_text())
+    assert limit() == 100 << 20
