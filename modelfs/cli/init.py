@@ -23,12 +23,12 @@ def command(session: Session, repo: str, chunk_size: str) -> None:
 
     The chunk size is the unit of deduplication and of what a read fetches at least; it cannot be changed later.
     """
-    from modelfs import app
+    from modelfs.app import repositories
     from modelfs.repository.repository import check_chunk_size, initialise
 
     size_bytes = check_chunk_size(parse_size(chunk_size))
     config = session.config()
-    store = app.store_at(config, repo)
-    info = initialise(store, size_bytes, time.time(), app.deadline_of(config))
+    store = repositories.store_at(config, repo)
+    info = initialise(store, size_bytes, time.time(), repositories.deadline_of(config))
     session.output.document({"repository": store.url, "id": info.id, "chunk_size": info.chunk_size})
     session.output.line(f"made an empty repository at {store.url}, chunk size {show_size(info.chunk_size)}")

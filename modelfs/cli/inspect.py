@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 def command(session: Session, repo: str, model: str, path: str | None) -> None:
     """Show a version of MODEL: its files, or with PATH one file (or a directory's) and its tensors."""
     ref = ModelRef.parse(model)
-    from modelfs import app
+    from modelfs.app import repositories
     from modelfs.maintenance.inspect import inspect
 
     config = session.config()
-    found = inspect(app.repository_at(config, repo), ref, path, deadline_s=config.fetch.deadline_s,
+    found = inspect(repositories.repository_at(config, repo), ref, path, deadline_s=config.fetch.deadline_s,
                     jobs=config.fetch.connections)
     session.output.document(_document(found))
     _show(session.output, found, tensors=path is not None)

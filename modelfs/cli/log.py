@@ -22,10 +22,10 @@ def command(session: Session, repo: str, model: str) -> None:
     ref = ModelRef.parse(model)
     if ref.tag or ref.version:
         raise BadInput(f"not a model {model!r}", why="log shows all versions of org/name, without a tag or version")
-    from modelfs import app
+    from modelfs.app import repositories
 
     config = session.config()
-    repository = app.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo)
     catalog = repository.catalog(Deadline(config.fetch.deadline_s)).catalog
     history = repository.history(catalog, ref.model, Deadline(config.fetch.deadline_s))
     rows = repository.versions(history, Deadline(config.fetch.deadline_s))

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 def command(session: Session, repo: str, model: str | None) -> None:
     """List the models of REPO, or the files of MODEL: org/name, org/name:tag or org/name:vN."""
     ref = None if model is None else ModelRef.parse(model)
-    from modelfs import app
+    from modelfs.app import repositories
 
     config = session.config()
-    repository = app.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo)
     if ref is None:
         _models(session, config, repository)
     else:

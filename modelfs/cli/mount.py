@@ -55,7 +55,7 @@ def _serve(session: Session, repo: str, mountpoint: str, model: str | None, foll
            flags: dict[str, object], ready_fd: int | None) -> None:
     from pathlib import Path
 
-    from modelfs import app
+    from modelfs.app import mounting
     from modelfs.daemon.background import ReadyPipe
 
     pipe = ReadyPipe(ready_fd) if ready_fd is not None else None
@@ -64,8 +64,9 @@ def _serve(session: Session, repo: str, mountpoint: str, model: str | None, foll
         return session.config(**flags)
 
     try:
-        app.mount(app.MountRequest(repo, Path(mountpoint), ModelRef.parse(model) if model else None, follow), load,
-                  session.environ, say=session.output.note, ready=pipe.ready if pipe else lambda: None)
+        request = mounting.MountRequest(repo, Path(mountpoint), ModelRef.parse(model) if model else None, follow)
+        mounting.mount(request, load, session.environ, say=session.output.note,
+                       ready=pipe.ready if pipe else lambda: None)
     except ModelfsError as error:
         if pipe:
             pipe.failed(error)

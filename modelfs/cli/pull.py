@@ -27,13 +27,14 @@ from modelfs.units import show_size
 def command(session: Session, repo: str, model: str, dest: str, include: tuple[str, ...],
             exclude: tuple[str, ...]) -> None:
     """Copy a version of MODEL from REPO to the directory DEST, each chunk checked."""
-    from modelfs import app
+    from modelfs.app.repositories import deadline_of
+    from modelfs.app.transfers import transfer
     from modelfs.transfer.pull import chosen, pull
 
     config, ref = session.config(), ModelRef.parse(model)
-    with app.transfer(config, repo) as parts:
-        found = parts.repository.resolve(parts.repository.catalog(app.deadline_of(config)).catalog, ref,
-                                         app.deadline_of(config))
+    with transfer(config, repo) as parts:
+        found = parts.repository.resolve(parts.repository.catalog(deadline_of(config)).catalog, ref,
+                                         deadline_of(config))
         version = parts.versions.load(found.version.manifest)
         files = chosen(list(version.manifest.files()), include, exclude)
         if not files and len(version.manifest):

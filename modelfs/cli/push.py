@@ -34,7 +34,7 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
 
     Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version.
     """
-    from modelfs.app import deadline_of, repository_at
+    from modelfs.app.repositories import deadline_of, repository_at
     from modelfs.paths import state_dir
 
     ref = ModelRef.parse(model)

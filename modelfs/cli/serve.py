@@ -18,7 +18,7 @@ from modelfs.errors import BadInput
 @command_options(prints_json=False)
 def command(session: Session, repo: str, host: str, port: int) -> None:
     """Serve the repository REPO, a directory here, over HTTP until SIGTERM or Ctrl-C."""
-    from modelfs.app import deadline_of
+    from modelfs.app.repositories import deadline_of
     from modelfs.repository.repository import Repository
     from modelfs.server.running import run_server
     from modelfs.stores.file_store import FileStore

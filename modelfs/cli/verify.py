@@ -53,11 +53,11 @@ def parse_part(text: str) -> float:
 def _verify(session: Session, config: Config, repo: str, read_data: bool, part: float | None, repair: bool) -> Report:
     from dataclasses import replace
 
-    from modelfs import app
+    from modelfs.app import repositories
     from modelfs.maintenance.repair import repair as mend
     from modelfs.maintenance.verify import verify
 
-    repository = app.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo)
     deadline_s, jobs = config.fetch.deadline_s, config.fetch.connections
     repaired = mend(repository, now=time.time(), deadline_s=deadline_s, jobs=jobs) if repair else ()
     with session.output.progress(None, f"checking {repo}") as progress:

@@ -39,9 +39,9 @@ class StoreState:
 
 class CatalogWatch:
     def __init__(self, repository: Repository, begun_with: CatalogState, first: StoreState, *, poll_s: float,
-                 renew: Callable[[], Deadline]) -> None:
-        """begun_with: what the view shows; without an etag where it came from the cache."""
-        self._repository, self._state, self._renew = repository, first, renew
+                 renew: Callable[[], Deadline], remember: Callable[[Catalog], None]) -> None:
+        """begun_with: what the view shows; without an etag where it came from the cache. remember: a newer one."""
+        self._repository, self._state, self._renew, self._remember = repository, first, renew, remember
         self._etag, self._serial = begun_with.etag, begun_with.catalog.serial
         self.poll_s = poll_s
         self._unfinished: Catalog | None = None
@@ -83,7 +83,7 @@ class CatalogWatch:
                 self._unfinished = None
             if catalog.serial > self._serial:
                 self._serial = catalog.serial
-                self._repository.remember_catalog(catalog)
+                self._remember(catalog)
 
     def _run(self, view: Shown) -> None:
         while not self._stopping:

@@ -51,7 +51,8 @@ def watch(server: FaultProxy) -> Iterator[CatalogWatch]:
 
     repository = Repository.open(open_store(server.url), renew())
     begun_with = repository.catalog(renew())
-    made = CatalogWatch(repository, begun_with, StoreState(server.url), poll_s=600, renew=renew)
+    made = CatalogWatch(repository, begun_with, StoreState(server.url), poll_s=600, renew=renew,
+                        remember=repository.remember_catalog)
     yield made
     made.stop()
 

@@ -226,3 +226,15 @@ def test_a_reload_applies_a_smaller_cache_and_a_broken_file_changes_nothing(moun
     mounted.process.send_signal(signal.SIGHUP)
     until(lambda: "config.refused" in mounted.log.read_text())
     assert limit() == 100 << 20
+
+
+def test_an_older_catalog_than_this_host_saw_is_a_warning_though_the_cache_is_another(mount: Mounter,
+                                                                                    repository: Path) -> None:
+    old = (repository / "catalog.json").read_bytes()
+    (mount.tmp_path / "more").write_text("more")
+    assert mount.run("push", mount.tmp_path / "more", repository, "acme/more").returncode == 0
+    mount(repository, name="first").umount()
+    (repository / "catalog.json").write_bytes(old)
+    later = mount(repository, "--cache-dir", mount.tmp_path / "another-cache", name="second")
+    assert "warning: the catalog" in later.log.read_text()
+    assert sorted(path.name for path in (later / "acme").iterdir()) == ["base"]

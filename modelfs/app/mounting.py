@@ -1,19 +1,20 @@
-"""The one place where parts are put together: configuration → store → repository → view.
+"""Repository → cache → reader → view → engine: a mount, from its configuration to its end.
 
-Rule: nothing below builds what it uses; it is handed down from here.
+Rule: with a cached catalog a mount comes up while its store is gone, and says so.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from modelfs import __version__, paths
+from modelfs.app.repositories import deadline_of, store_at
 from modelfs.cache.cache import Cache
 from modelfs.config import Config
 from modelfs.daemon import lifecycle, mountpoints
@@ -25,10 +26,10 @@ from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.reader import Reader
-from modelfs.reading.versions import NoChunkCache, Versions
-from modelfs.repository.repository import CatalogState, ObjectCache, Repository
-from modelfs.stores.opening import open_store
-from modelfs.stores.retrying import MeteredStore, RetryingStore
+from modelfs.reading.versions import Versions
+from modelfs.repository.catalog import Catalog
+from modelfs.repository.repository import CatalogState, Repository
+from modelfs.repository.seen import SeenSerials
 from modelfs.stores.store import ObjectStore
 from modelfs.units import Deadline
 from modelfs.view.shelves import Library, version_id
@@ -39,48 +40,6 @@ _CACHED_WAIT_S = 5.0
 _LIVE = frozenset({"cache.size", "cache.min_free", "fetch.deadline", "fetch.memory", "fetch.readahead", "mount.poll",
                    "log.level", "log.format"})
 """What `reload` applies; the other settings need a remount."""
-
-
-def store_at(config: Config, spec: str, metrics: Metrics | None = None) -> ObjectStore:
-    """The store that a REPO argument names: a path, a URL, or a remote of the configuration. Raises BadInput."""
-    remote = config.remotes.get(spec)
-    store: ObjectStore = open_store(remote.urls[0] if remote else spec, connections=config.fetch.connections)
-    return RetryingStore(MeteredStore(store, metrics) if metrics else store, metrics)
-
-
-def deadline_of(config: Config) -> Deadline:
-    """One network step's: commands renew it for each object, so that a long transfer may take its time."""
-    return Deadline(config.fetch.deadline_s)
-
-
-def repository_at(config: Config, spec: str, metrics: Metrics | None = None,
-                  cache: ObjectCache | None = None) -> Repository:
-    """Raises NotFound, Unavailable, IntegrityError."""
-    return Repository.open(store_at(config, spec, metrics), deadline_of(config), cache)
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """What a command needs that copies a version out of a repository, past any disk cache."""
-
-    repository: Repository
-    versions: Versions
-    fetcher: Fetcher
-    metrics: Metrics
-
-
-@contextmanager
-def transfer(config: Config, spec: str) -> Iterator[Transfer]:
-    """Raises as repository_at."""
-    metrics = Metrics()
-    repository = repository_at(config, spec, metrics)
-    cache = NoChunkCache()
-    fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
-                      memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
-    try:
-        yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config)), fetcher, metrics)
-    finally:
-        fetcher.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +87,13 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
         with lifecycle.threads_without_signals():
             cache = Cache(config.cache.directory, config.cache.size, config.cache.min_free, metrics)
         undo.callback(cache.close)
-        repository, begun_with, state = _begin(live, store, cache, say)
+        seen = SeenSerials(paths.state_dir(environ))
+        repository, begun_with, state = _begin(live, store, cache, seen, say)
+
+        def remember(catalog: Catalog) -> None:
+            repository.remember_catalog(catalog)
+            seen.note(repository.info.id, catalog.serial)
+
         versions = Versions(repository, cache, live.renew)
         library = Library(repository, begun_with.catalog, live.renew)
         shown = _shown(request, repository, begun_with, live)
@@ -140,7 +105,8 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
         undo.callback(fetcher.close)
         reader = Reader(fetcher, metrics, config.fetch.readahead_bytes)
         view = View(library, versions, reader, metrics, shown)
-        watch = CatalogWatch(repository, begun_with, state, poll_s=config.mount.poll_s, renew=live.renew)
+        watch = CatalogWatch(repository, begun_with, state, poll_s=config.mount.poll_s, renew=live.renew,
+                             remember=remember)
         undo.callback(watch.stop)
         began = time.monotonic()
 
@@ -174,7 +140,7 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
                                         status, reload, mounted))
 
 
-def _begin(live: _Live, store: ObjectStore, cache: Cache,
+def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
            say: Callable[[str], None]) -> tuple[Repository, CatalogState, StoreState]:
     """The repository and its catalog, from the cache where the store does not answer. Raises Unavailable where
     that has none."""
@@ -196,12 +162,14 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache,
         log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial, why=str(error))
         return kept, CatalogState(remembered, None), StoreState(store.url, "unreachable", None, 1)
     latency_ms = round((time.monotonic() - began) * 500, 3)  # two requests
-    if remembered is not None and remembered.serial > found.catalog.serial:
-        say(f"warning: the catalog of {store.url} has serial {found.catalog.serial}, {remembered.serial} was seen here")
-        log_event(_LOG, "warning", "catalog.older", store=store.url, seen=remembered.serial,
-                  offered=found.catalog.serial, why="a copied or restored repository?")
+    newest = max(seen.highest(repository.info.id), remembered.serial if remembered else 0)
+    if newest > found.catalog.serial:
+        say(f"warning: the catalog of {store.url} has serial {found.catalog.serial}, {newest} was seen here")
+        log_event(_LOG, "warning", "catalog.older", store=store.url, seen=newest, offered=found.catalog.serial,
+                  why="a copied or restored repository?")
     else:
         repository.remember_catalog(found.catalog)
+        seen.note(repository.info.id, found.catalog.serial)
     return repository, found, StoreState(store.url, "ok", latency_ms)
 
 

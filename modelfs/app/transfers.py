@@ -1,0 +1,41 @@
+"""Repository → fetcher, without a disk cache: for commands that copy a version out of a repository once.
+
+Rule: nobody waits for one of these reads, so as long as chunks arrive they go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from modelfs.app.repositories import deadline_of, repository_at
+from modelfs.config import Config
+from modelfs.metrics import Metrics
+from modelfs.reading.fetcher import Fetcher
+from modelfs.reading.versions import NoChunkCache, Versions
+from modelfs.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a command needs that copies a version out of a repository, past any disk cache."""
+
+    repository: Repository
+    versions: Versions
+    fetcher: Fetcher
+    metrics: Metrics
+
+
+@contextmanager
+def transfer(config: Config, spec: str) -> Iterator[Transfer]:
+    """Raises as repository_at."""
+    metrics = Metrics()
+    repository = repository_at(config, spec, metrics)
+    cache = NoChunkCache()
+    fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
+                      memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
+    try:
+        yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config)), fetcher, metrics)
+    finally:
+        fetcher.close()
