@@ -1,0 +1,223 @@
+"""One HTTP answer: what its head claims, checked, and its body as it arrives; every way to fail, as one of our errors.
+
+Rule: status, encoding, range and length are judged before one byte of a body counts, and a body that ends early is an
+error, never a shorter object.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+
+import requests
+import urllib3
+from requests import Response
+
+from modelfs.errors import (
+    BadInput,
+    DeadlinePassed,
+    Forbidden,
+    Malformed,
+    ModelfsError,
+    NoSpace,
+    ObjectMissing,
+    Unavailable,
+)
+from modelfs.units import Deadline, KiB, MiB
+
+_MAX_SKIP = 64 * MiB  # the largest pack: what a server without ranges may make us read in vain
+_DRAIN = 64 * KiB  # an error's text is read to keep its connection; what is longer costs more than a new one
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+_LENGTH = re.compile(r"[0-9]{1,19}")
+_RETRY_STATUS = frozenset({408, 425, 429})
+NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+
+class Answer:
+    """An answer whose head has come: what it says, checked, and its body as it arrives."""
+
+    __slots__ = ("_body", "_deadline", "_response", "status", "where")
+
+    def __init__(self, response: Response, body: http.client.HTTPResponse, deadline: Deadline, where: str) -> None:
+        self._response, self._body, self._deadline = response, body, deadline
+        self.status, self.where = response.status_code, where
+
+    def header(self, name: str) -> str | None:
+        return self._response.headers.get(name)
+
+    def length(self) -> int | None:
+        """Content-Length, or None where there is none. Raises Unavailable where it is no number."""
+        text = self.header("Content-Length")
+        if text is None:
+            return None
+        if not _LENGTH.fullmatch(text.strip()):
+            raise self._wrong(f"Content-Length {text[:40]!r}")
+        return int(text)
+
+    def expect(self, status: int) -> None:
+        """Raises what the status means where it is another, Unavailable where the body is encoded."""
+        found = self.status
+        if found in (404, 410):
+            raise ObjectMissing("an object is missing", where=self.where, why=f"HTTP {found}")
+        if found == 416:
+            raise Malformed("an object is too short", where=self.where, why="HTTP 416: it does not have the range")
+        if found >= 500 or found in _RETRY_STATUS:
+            raise Unavailable("a store does not answer well", where=self.where, why=self._status_text(),
+                              retry_after_s=_retry_after(self.header("Retry-After")))
+        if found >= 400:
+            raise Forbidden("a store refuses", where=self.where, why=self._status_text())
+        if found != status:
+            raise self._wrong(self._status_text())
+        encoding = (self.header("Content-Encoding") or "identity").strip().lower()
+        if encoding != "identity":
+            raise self._wrong(f"Content-Encoding {encoding[:40]!r} where none was asked for")
+
+    def expect_written(self) -> None:
+        """The answer to PUT and DELETE. A store that knows no writing refuses with 405 or 501."""
+        if self.status in (405, 501):
+            raise Forbidden("a store only reads", where=self.where, why=self._status_text())
+        if self.status == 507:
+            raise NoSpace("an object cannot be written", where=self.where, why=self._status_text())
+        if self.status not in (200, 201, 202, 204):
+            self.expect(200)
+
+    def check_range(self, offset: int, length: int) -> None:
+        """The head of a 206 names exactly the range. Raises Malformed where the object ends before it does."""
+        self.expect(206)
+        text = self.header("Content-Range") or ""
+        found = _CONTENT_RANGE.fullmatch(text.strip())
+        if not found or int(found[1]) != offset:
+            raise self._wrong(f"Content-Range {text[:80]!r} for {length} bytes at {offset}")
+        last, total = int(found[2]), found[3]
+        if last < offset + length - 1 and total == str(last + 1):
+            raise self._too_short(last + 1, offset, length)
+        if last != offset + length - 1 or self.length() not in (length, None):
+            raise self._wrong(f"Content-Range {text[:80]!r}, Content-Length {self.length()}, "
+                              f"for {length} bytes at {offset}")
+
+    def skip_to(self, offset: int, length: int) -> None:
+        """Read in vain up to offset, where the server sends the whole object."""
+        total = self.length()
+        if total is not None and total < offset + length:
+            raise self._too_short(total, offset, length)
+        if offset > _MAX_SKIP:
+            raise Unavailable("a store ignores ranges", where=self.where,
+                              why=f"it sends the whole object where {length} bytes at {offset} were asked for")
+        waste = memoryview(bytearray(min(offset, MiB)))
+        while offset:
+            piece = waste[:min(offset, MiB)]
+            self.readinto(piece)
+            offset -= len(piece)
+
+    def readinto(self, view: memoryview) -> None:
+        """Fill view. By way of pieces of 1 MiB: the allocator gives the same memory again, which stays in the CPU's
+        cache. Per GB from a local nginx or our server, 16 MiB ranges: 0.51 to 0.55 CPU s; recv straight into view,
+        whose memory is cold, 0.72 to 0.78, with MSG_WAITALL or SO_RCVLOWAT 0.60 to 0.70; response.content 4.1."""
+        missing = len(view)
+        while missing:
+            try:
+                piece = self._body.read(min(missing, MiB))
+            except NETWORK_ERRORS as error:
+                raise failure(error, self._deadline, self.where) from error
+            except ValueError as error:  # http.client's, of a chunk's length
+                raise self._wrong(str(error)) from error
+            if not piece:
+                raise Unavailable("a store broke off", where=self.where, why=f"{missing} bytes are missing")
+            start = len(view) - missing
+            view[start:start + len(piece)] = piece
+            missing -= len(piece)
+
+    def read_to_end(self, limit: int) -> bytes | None:
+        """The whole body, or None where it has more than limit bytes."""
+        length = self.length()
+        if length is not None:
+            data = bytearray(length)
+            self.readinto(memoryview(data))
+            return bytes(data)
+        data = bytearray()
+        try:
+            while piece := self._body.read1(min(limit + 1 - len(data), MiB)):
+                data += piece
+                if len(data) > limit:
+                    return None
+        except NETWORK_ERRORS as error:
+            raise failure(error, self._deadline, self.where) from error
+        except ValueError as error:
+            raise self._wrong(str(error)) from error
+        return bytes(data)
+
+    def close(self) -> None:
+        """Keep the connection where the answer was read, or little of it is left; else end it."""
+        try:
+            if not self._body.isclosed() and self._body.length is not None and self._body.length <= _DRAIN:
+                self._body.read()
+        except NETWORK_ERRORS:
+            self._body.close()  # the connection is of no use; what was asked for is here, or its error is raised
+            self._response.raw.close()
+        if self._body.isclosed():
+            self._response.raw.release_conn()
+        else:
+            self._response.raw.close()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _status_text(self) -> str:
+        return f"HTTP {self.status} {(self._response.reason or '')[:60]}".strip()
+
+    def _wrong(self, why: str) -> Unavailable:
+        return Unavailable("a store does not answer well", where=self.where, why=why)
+
+    def _too_short(self, size: int, offset: int, length: int) -> Malformed:
+        return Malformed("an object is too short", where=self.where,
+                         why=f"it has {size} bytes, and {length} at {offset} are asked for")
+
+
+def failure(error: Exception, deadline: Deadline, where: str) -> ModelfsError:
+    """The error of a network that did not work: it can be tried again, unless the deadline passed."""
+    cause = _innermost(error)
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader
+                  | requests.exceptions.InvalidProxyURL):
+        return BadInput("a request cannot be made", where=where, why=type(cause).__name__)
+    if deadline.passed:
+        return DeadlinePassed("a store did not answer in time", where=where, why=cause.__class__.__name__)
+    return Unavailable("a store does not answer", where=where, why=_text_of(cause))
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """requests and urllib3 wrap what the system said four times; people want the last of it."""
+    seen = error
+    for _ in range(10):
+        inner = (seen.__cause__ or getattr(seen, "reason", None)
+                 or next((a for a in seen.args if isinstance(a, BaseException)), None))
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    return seen
+
+
+def _text_of(error: BaseException) -> str:
+    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return re.sub(r"<[^>]* at 0x[0-9a-f]+>:? ?", "", text)[:200] or type(error).__name__
+
+
+def http_date(text: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp() if text else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds from now, of a number of seconds or a date."""
+    if text and _LENGTH.fullmatch(text.strip()):
+        return float(text)
+    moment = http_date(text)
+    return None if moment is None else max(0.0, moment - time.time())

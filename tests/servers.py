@@ -1,0 +1,86 @@
+"""Real servers over a directory, for tests: ours, and nginx where it serves files as everybody's does.
+
+Rule: each runs in a process of its own on a free port, answers when it is handed out, and is ended afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_RUN = """
+import sys
+from pathlib import Path
+from modelfs.server.running import run_server
+run_server(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), lambda url: print(url, flush=True))
+"""
+_NGINX = """
+daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/error.log;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; sendfile on; client_body_temp_path {scratch}; proxy_temp_path {scratch};
+  fastcgi_temp_path {scratch}; uwsgi_temp_path {scratch}; scgi_temp_path {scratch};
+  server {{ listen 127.0.0.1:{port}; root {root}; }}
+}}
+"""
+
+
+def start_own_server(root: Path, host: str = "127.0.0.1", port: int = 0) -> tuple[subprocess.Popen[str], str]:
+    """The process and its URL; empty where it ended instead of listening."""
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(root), host, str(port)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout
+    return process, process.stdout.readline().strip()
+
+
+@contextmanager
+def own_server(root: Path) -> Iterator[str]:
+    process, url = start_own_server(root)
+    try:
+        assert url.startswith("http://"), process.communicate()
+        yield url
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+
+
+@contextmanager
+def nginx(root: Path, scratch: Path) -> Iterator[str]:
+    """Fails where there is no nginx: a contract that was not checked is not kept."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    assert program, "nginx is not installed: apt-get install nginx-light, or run `make test`, which does"
+    scratch.mkdir(exist_ok=True)
+    root.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    conf = scratch / "nginx.conf"
+    conf.write_text(_NGINX.format(scratch=scratch, port=port, root=root))
+    if os.geteuid() == 0:
+        conf.write_text("user root;\n" + conf.read_text())  # its workers have to enter the tests' 0700 directories
+    log = scratch / "error.log"
+    process = subprocess.Popen([program, "-p", str(scratch), "-c", str(conf), "-e", str(log)])
+    try:
+        _wait_until_it_listens(process, port, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < end, log.read_text() if log.exists() else "no answer"
+            time.sleep(0.02)
