@@ -63,7 +63,7 @@ class Cache:
 
     def __init__(self, directory: Path, limit: DiskShare, min_free: DiskShare, metrics: Metrics) -> None:
         self.directory = directory
-        self._trouble = Trouble(str(directory))
+        self._trouble = Trouble(str(directory), metrics)
         self._room = Room(directory, limit, min_free, self._trouble)
         meta = MetaFiles(self._room)
         self._evictor = Evictor(self._room, meta, metrics, self._trouble)

@@ -43,6 +43,7 @@ class MetaFiles:
             taken = disk_bytes(os.fstat(fd))
         finally:
             os.close(fd)
+        self._room.trouble.corrupt(path)
         path.unlink(missing_ok=True)
         self._room.usage.change(META, -taken)
         return None

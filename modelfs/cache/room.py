@@ -29,7 +29,7 @@ class Room:
         """Raises Forbidden where the directory is another's or open to others, BadInput where it is none."""
         self.directory, self.files, self.meta = directory, directory / "files", directory / "meta"
         self.block = 4096
-        self._trouble = trouble
+        self.trouble = trouble
         self._limits = Limits(directory / "limits", limit, min_free)
         self._usage: Usage | None = None
         self._lock = threading.Lock()  # of set-up and of the limits
@@ -52,12 +52,13 @@ class Room:
                 _write_tag(self.directory / "CACHEDIR.TAG")
                 block = os.statvfs(self.directory).f_bsize
                 self.block = block if 512 <= block <= 1 << 16 and block & (block - 1) == 0 else 4096
-                usage = Usage(self.directory / "usage")
+                disk = os.statvfs(self.directory)
+                usage = Usage(self.directory / "usage", (disk.f_blocks - disk.f_bfree) * disk.f_frsize)
                 self._limits.publish()
                 self._disk_looked_s = 0.0
                 self._usage = usage
             except OSError as error:
-                self._trouble.note("set up", error)
+                self.trouble.note("set up", error)
             return self._usage is not None
 
     def set_limits(self, limit: DiskShare, min_free: DiskShare) -> None:
@@ -65,7 +66,7 @@ class Room:
             try:
                 self._limits.set(limit, min_free)
             except OSError as error:
-                self._trouble.note("write limits", error)
+                self.trouble.note("write limits", error)
             self._disk_looked_s = 0.0
 
     def refresh(self) -> None:
@@ -79,7 +80,7 @@ class Room:
             try:
                 self._limits.close()
             except OSError as error:
-                self._trouble.note("remove limits", error)
+                self.trouble.note("remove limits", error)
 
     @property
     def usage(self) -> Usage:

@@ -262,6 +262,8 @@ def _open_once(room: Room, path: Path, name: str, make_from: ChunkList | None) -
             if fresh:
                 if make_from is None:
                     return None
+                if chunks is None and os.fstat(fds[0]).st_size:
+                    room.trouble.corrupt(path)
                 chunks, reserved = make_from, _make_map(room, fds[0], path, make_from)
             assert chunks is not None
             size = map_size(chunks.rows)

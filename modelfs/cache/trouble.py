@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from pathlib import Path
 
 from modelfs.errors import ModelfsError
+from modelfs.metrics import Metrics
 
 _log = logging.getLogger("modelfs.cache")
 
@@ -17,8 +19,8 @@ _log = logging.getLogger("modelfs.cache")
 class Trouble:
     """Logs the first failure of each kind (what was done, which error); the others only at debug level."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, where: str, metrics: Metrics) -> None:
+        self._where, self._metrics = where, metrics
         self._lock = threading.Lock()
         self._seen: set[tuple[str, str]] = set()  # guarded by _lock
 
@@ -29,3 +31,8 @@ class Trouble:
             self._seen.add((doing, kind))
         level = logging.WARNING if first else logging.DEBUG
         _log.log(level, "cache %s, %s: %s. Reads go on without it.", doing, self._where, error)
+
+    def corrupt(self, path: Path) -> None:
+        """A file of the cache does not hash to what names it, and is made anew."""
+        self._metrics.add("hash_failures")
+        _log.warning("cache file %s does not hash to its name, and is dropped.", path)

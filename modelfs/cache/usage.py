@@ -25,8 +25,11 @@ class Usage:
     `counted` is False from when the file was made (anew) until somebody has counted every slot.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or make it. Raises OSError."""
+    def __init__(self, path: Path, most: int) -> None:
+        """Open or make it. most: bytes in use on the whole disk; counts beyond that are junk, and begin anew.
+
+        Raises OSError.
+        """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self.lock = SharedLock(self._fd)
@@ -34,7 +37,8 @@ class Usage:
                 allocate(self._fd, _SIZE)
                 self._bytes = map_shared(self._fd, _SIZE)
                 self._slots: npt.NDArray[np.int64] = np.frombuffer(self._bytes, "<i8", SLOTS, _FIRST)
-                if self._bytes[:8] != _MAGIC or int(self._slots.min()) < 0 or int(self._slots.max()) > 1 << 56:
+                if self._bytes[:8] != _MAGIC or int(self._slots.min()) < 0 or \
+                        int(self._slots.max()) > most or int(self._slots.sum()) > most:
                     self._slots[:] = 0
                     write_all(self._fd, _MAGIC + b"\0", 0)
         except BaseException:

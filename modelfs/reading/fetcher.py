@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from modelfs.errors import CorruptChunk, IntegrityError, ModelfsError, Unavailable
+from modelfs.errors import CorruptChunk, IntegrityError, Malformed, ModelfsError, ObjectMissing, Unavailable
 from modelfs.ids import ChunkId
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
@@ -21,14 +21,18 @@ from modelfs.reading.localcopies import LocalCopies
 from modelfs.reading.recent import RecentChunks
 from modelfs.reading.versions import ChunkCache
 from modelfs.repository import keys
-from modelfs.repository.chunk import open_chunk
+from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.places import Place
 from modelfs.stores.store import ObjectStore, RangeStream
 from modelfs.units import Deadline
 
 _LOG = logger_for(__name__)
-_REMEMBER_FAILURE_S = 2.0
-"""After a failed read-ahead the kernel asks for the same page again; that is answered from memory."""
+_REMEMBER_FAILURE_S, _REMEMBER_DAMAGE_S = 2.0, 0.25
+"""After a failed read-ahead the kernel asks for the same page again, at once; that is answered from memory. Damage is
+found again within a few requests, and a store that was mended should not look broken for longer."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
+_ANSWER_S = 0.25
+"""A fetch ends so long before its reader's deadline (or a twentieth of it), so that the reader hears why."""
 
 
 class Fetcher:
@@ -40,60 +44,69 @@ class Fetcher:
         self._store, self._metrics = store, metrics
         self.deadline_s = deadline_s
         self._patient, self._landed = patient, time.monotonic()
-        self._pool = BufferPool(memory_bytes)
+        self._pool = BufferPool(memory_bytes - memory_bytes // 4)
         self._recent = RecentChunks(memory_bytes // 4)
+        self._prefetches = connections > 1  # the only connection is kept for readers
         self._queue = Queue(ahead_limit=max(1, connections - 2))
-        self._flights: dict[ChunkId, Flight] = {}  # guarded by _queue.changed
-        self._failures: dict[ChunkId, tuple[float, ModelfsError]] = {}  # guarded by _queue.changed
+        self._flights: dict[ChunkRef, Flight] = {}  # guarded by _queue.changed
+        self._failures: dict[ChunkRef, tuple[float, ModelfsError]] = {}  # guarded by _queue.changed
         self._stopped: ModelfsError | None = None
         self._stopping = threading.Event()
-        self._local = LocalCopies(cache, metrics, self._land, self._fail, self._to_network)
+        self._local = LocalCopies(cache, metrics, self._land, self._to_network)
         self._threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True)
                          for n in range(connections)]
         for thread in self._threads:
             thread.start()
 
     def set_limits(self, *, memory_bytes: int, deadline_s: float) -> None:
-        self._pool.set_limit(memory_bytes)
+        self._pool.set_limit(memory_bytes - memory_bytes // 4)
+        self._recent.set_limit(memory_bytes // 4)
         self.deadline_s = deadline_s
 
     def ensure(self, wants: Sequence[Want], waiter: Waiter | None) -> None:
         """Have these chunks fetched and put into the cache, and tell waiter of each; None: ahead of need.
 
-        Returns at once; takes nothing from network or disk. The waiter may be told before this returns.
+        Returns at once; takes no chunk from network or disk. The waiter may be told before this returns.
         """
-        failed: list[tuple[ChunkId, ModelfsError]] = []
-        recent: list[tuple[ChunkId, bytes]] = []
+        if waiter is None and not self._prefetches:
+            return
+        failed: dict[ChunkId, ModelfsError] = {}
+        recent: dict[ChunkId, bytes] = {}
         new: list[Flight] = []
         with self._queue.changed:
             for want in wants:
                 ref = want.file.ref(want.chunk)
-                if error := self._known_failure(ref.id):
-                    failed.append((ref.id, error))
-                elif (data := self._recent.get(ref.id)) is not None:
-                    recent.append((ref.id, data))
-                elif (flight := self._flights.get(ref.id)) is not None:
+                if error := self._known_failure(ref):
+                    failed[ref.id] = error
+                elif (flight := self._flights.get(ref)) is not None:
                     self._join(flight, want, waiter)
+                elif (data := self._recent.get(ref.id)) is not None and len(data) == ref.length:
+                    recent[ref.id] = data
                 else:
-                    flight = Flight(ref, [want], Deadline(self.deadline_s), waiter is not None,
-                                    [waiter] if waiter else [])
-                    self._flights[ref.id] = flight
+                    flight = Flight(ref, [want], self._deadline(), waiter is not None, [waiter] if waiter else [])
+                    self._flights[ref] = flight
                     new.append(flight)
-        for id, error in failed:
-            if waiter:
+        if waiter:
+            for id, error in failed.items():
                 waiter.failed(id, error)
-        for id, data in recent:
-            if waiter:
-                waiter.arrived(id, memoryview(data))
-        on_disk = [flight for flight in new if self._local.may_have(flight)]
-        self._local.put(on_disk)
-        self._to_network([flight for flight in new if flight not in on_disk])
+            for id, data in recent.items():
+                self._arrived(waiter, id, memoryview(data))
+        missing: list[Flight] = []
+        for flight in new:
+            if self._local.may_have(flight):
+                self._local.put([flight])
+            else:
+                missing.append(flight)
+        self._to_network(missing)
 
-    def remember_failure(self, ids: Sequence[ChunkId], error: ModelfsError) -> None:
+    def remember_failure(self, refs: Sequence[ChunkRef], error: ModelfsError) -> None:
         """A reader gave up on these, though their flights may go on: for a moment, nobody else begins to wait."""
         until = time.monotonic() + _REMEMBER_FAILURE_S
         with self._queue.changed:
-            self._failures.update((id, (until, error)) for id in ids)
+            self._failures.update((ref, (until, error)) for ref in refs)
+            late = [flight for ref in refs if (flight := self._flights.get(ref)) is not None]
+        for flight in late:
+            self._log(flight, "chunk.late", error)
 
     def fail_all(self, error: ModelfsError) -> None:
         """End every wait with error, and every later one at once."""
@@ -101,12 +114,12 @@ class Fetcher:
             self._stopped = error
             flights = list(self._flights.values())
             self._queue.drain()
+        self._stopping.set()
         for flight in flights:
             self._fail(flight, error)
 
     def close(self) -> None:
         self.fail_all(Unavailable("the mount is going"))
-        self._stopping.set()
         with self._queue.changed:
             self._queue.closed = True
             self._queue.changed.notify_all()
@@ -114,67 +127,89 @@ class Fetcher:
 
     # flights
 
+    def _deadline(self) -> Deadline:
+        return Deadline(self.deadline_s - min(_ANSWER_S, self.deadline_s / 20))
+
     def _join(self, flight: Flight, want: Want, waiter: Waiter | None) -> None:
         if all(want.file.cache is not other.file.cache or want.chunk != other.chunk for other in flight.wants):
             flight.wants.append(want)
         if waiter:
-            flight.waiters.append(waiter)
-            flight.deadline = Deadline(self.deadline_s)
+            if waiter not in flight.waiters:  # a chunk that a read touches twice is told once
+                flight.waiters.append(waiter)
+            flight.deadline = self._deadline()
             if not flight.demand:
                 flight.demand = True
                 self._queue.promote(flight)
 
-    def _known_failure(self, id: ChunkId) -> ModelfsError | None:
+    def _known_failure(self, ref: ChunkRef) -> ModelfsError | None:
         if self._stopped:
             return self._stopped
-        if id in self._failures:
-            until, error = self._failures[id]
+        if ref in self._failures:
+            until, error = self._failures[ref]
             if time.monotonic() < until:
                 return error
-            del self._failures[id]
+            del self._failures[ref]
         return None
 
     def _to_network(self, flights: list[Flight]) -> None:
-        """Plan ranges; a chunk in a head pack brings the whole pack along."""
-        placed: list[Flight] = []
-        for flight in flights:
-            try:
-                flight.place = flight.wants[0].file.version.place(flight.row)
-                placed.append(flight)
-            except ModelfsError as error:
-                self._fail(flight, error)
-        if placed:
+        """Plan ranges; a chunk in a head pack brings the whole pack along. Without a place it is looked up first."""
+        if not flights:
+            return
+        try:
+            beside: list[tuple[Flight, Want, Place]] = []
+            heads = set()
+            for flight in flights:
+                version = flight.wants[0].file.version
+                flight.place = version.place(flight.row)
+                if flight.place and (version, flight.place.pack) not in heads:
+                    heads.add((version, flight.place.pack))
+                    beside += ((flight, want, place) for want, place in self._head_companions(flight, flight.place))
             with self._queue.changed:
-                placed += [more for flight in placed for more in self._head_companions(flight)]
-                for demand in (True, False):
-                    self._queue.put(jobs_of([f for f in placed if f.demand is demand], demand))
+                placed = flights + [more for one in beside if (more := self._companion(*one)) is not None]
+                self._enqueue(placed)
+        except Exception as error:
+            self._fail_each(flights, self._broken(error))
 
-    def _head_companions(self, flight: Flight) -> list[Flight]:
-        version = flight.wants[0].file.version
-        found = []
-        for row in version.head_rows(flight.place.pack) if flight.place else []:
-            id = version.manifest.chunk_id(row)
-            if id not in self._flights:
-                file = version.file_of_row(row)
-                want = Want(file, row - file.entry.first_row)
-                if not file.cache.presence(want.chunk) & 1:
-                    more = Flight(file.ref(want.chunk), [want], flight.deadline, flight.demand)
-                    more.place = version.place(row)
-                    self._flights[id] = more
-                    found.append(more)
+    def _head_companions(self, flight: Flight, place: Place) -> list[tuple[Want, Place]]:
+        """What lies in the same head pack and is not in the cache."""
+        version, found = flight.wants[0].file.version, []
+        for row in version.head_rows(place.pack):
+            file = version.file_of_row(row)
+            want = Want(file, row - file.entry.first_row)
+            if not file.cache.presence(want.chunk) & 1 and (at := version.place(row)) is not None:
+                found.append((want, at))
         return found
+
+    def _companion(self, flight: Flight, want: Want, place: Place) -> Flight | None:
+        """Under the queue's lock. None where the chunk is on its way already, or was here a moment ago."""
+        ref = want.file.ref(want.chunk)
+        if self._stopped or ref in self._flights or self._recent.get(ref.id) is not None:
+            return None
+        more = self._flights[ref] = Flight(ref, [want], flight.deadline, flight.demand, place=place)
+        return more
+
+    def _enqueue(self, flights: Iterable[Flight]) -> None:
+        """Under the queue's lock."""
+        flights = list(flights)
+        for demand in (True, False):
+            self._queue.put(jobs_of([flight for flight in flights if flight.demand is demand], demand))
+
+    def _fail_each(self, flights: Iterable[Flight], error: ModelfsError) -> None:
+        for flight in flights:
+            self._fail(flight, error)
 
     def _fail(self, flight: Flight, error: ModelfsError) -> None:
         with self._queue.changed:
-            if self._flights.get(flight.ref.id) is not flight:
+            if self._flights.get(flight.ref) is not flight:
                 return
-            del self._flights[flight.ref.id]
+            del self._flights[flight.ref]
             waiters, flight.waiters = flight.waiters, []
             if waiters:
                 now = time.monotonic()
                 if len(self._failures) > 10_000:
                     self._failures = {k: v for k, v in self._failures.items() if v[0] > now}
-                self._failures[flight.ref.id] = (now + _REMEMBER_FAILURE_S, error)
+                memory = _REMEMBER_DAMAGE_S if isinstance(error, IntegrityError) else _REMEMBER_FAILURE_S
+                self._failures[flight.ref] = (now + memory, error)
         if waiters and self._stopped is None:
             self._log(flight, "chunk.failed", error)
         for waiter in waiters:
@@ -182,23 +217,40 @@ class Fetcher:
 
     def _land(self, flight: Flight, decoded: memoryview) -> None:
         """decoded is checked: hand it to who waits, keep it, and end the flight."""
-        kept = False
+        kept = 0
         self._landed = time.monotonic()
         while True:
             with self._queue.changed:
                 waiters, flight.waiters = flight.waiters, []
-                if not waiters and kept:
-                    if self._flights.get(flight.ref.id) is flight:
-                        del self._flights[flight.ref.id]
-                    self._failures.pop(flight.ref.id, None)
+                wants = flight.wants[kept:]
+                if not waiters and not wants:
+                    if self._flights.get(flight.ref) is flight:
+                        del self._flights[flight.ref]
+                    self._failures.pop(flight.ref, None)
                     return
             for waiter in waiters:
-                waiter.arrived(flight.ref.id, decoded)
-            if not kept:
-                filled = [want.file.cache.fill(want.chunk, decoded) for want in flight.wants]
-                if not all(filled):
-                    self._recent.put(flight.ref.id, decoded)
-                kept = True
+                self._arrived(waiter, flight.ref.id, decoded)
+            self._keep(flight.ref, wants, decoded)
+            kept += len(wants)
+
+    def _arrived(self, waiter: Waiter, id: ChunkId, decoded: memoryview) -> None:
+        try:
+            waiter.arrived(id, decoded)
+        except Exception as error:
+            # Its fault must not keep the chunk from the others that wait.
+            waiter.failed(id, self._broken(error))
+
+    def _keep(self, ref: ChunkRef, wants: Sequence[Want], decoded: memoryview) -> None:
+        filled = True
+        for want in wants:
+            try:
+                filled = bool(want.file.cache.fill(want.chunk, decoded)) and filled
+            except Exception as error:
+                # A cache that breaks costs speed, never a read.
+                filled = False
+                self._broken(error)
+        if not filled:
+            self._recent.put(ref.id, decoded)
 
     # the network
 
@@ -208,9 +260,7 @@ class Fetcher:
                 self._run(job)
             except Exception as error:
                 # A bug here must not leave readers waiting: they get EIO, the log gets the cause.
-                log_event(_LOG, "error", "fetch.broken", why=f"{type(error).__name__}: {error}")
-                for flight in job.taken:
-                    self._fail(flight, ModelfsError("internal error while fetching", why=str(error)))
+                self._fail_each(job.taken, self._broken(error))
             finally:
                 self._queue.done(job)
 
@@ -220,28 +270,36 @@ class Fetcher:
         while job.flights and self._stopped is None:
             before = len(job.flights)
             try:
-                if not self._stream(job):
+                if job.pack is None:
+                    self._look_up(job)
+                elif not self._stream(job):
                     return
             except Unavailable as error:
                 backoff = _FIRST_BACKOFF_S if len(job.flights) < before else backoff
                 self._give_up_late(job, error)
                 if job.flights:
                     self._metrics.add("fetch_retries")
-                    self._stopping.wait(backoff * random.uniform(0.5, 1.0))
+                    self._stopping.wait(max(backoff * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
                     backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
             except ModelfsError as error:
                 flights, job.flights = job.flights, []
+                if isinstance(error, Malformed) and len(flights) > 1:
+                    # The range reaches beyond the pack's end: that is the last chunk's fault, not its neighbours'.
+                    with self._queue.changed:
+                        for flight in flights:
+                            self._enqueue([flight])
+                    return
                 for flight in flights:
                     self._elsewhere(flight, error)
 
     def _give_up_late(self, job: Job, error: Unavailable) -> None:
-        """Fail the flights whose time is over, or is so before the store wants to be asked again."""
+        """Fail the flights whose time is over, or is so before the store can be or wants to be asked again."""
         wait = error.retry_after_s or 0.0
         for flight in list(job.flights):
-            if flight.deadline.remaining() > wait:
+            if flight.deadline.remaining() > max(wait, _FIRST_BACKOFF_S):
                 continue
             if self._patient and time.monotonic() - self._landed < self.deadline_s > wait:
-                flight.deadline = Deadline(self.deadline_s)
+                flight.deadline = self._deadline()
             else:
                 job.flights.remove(flight)
                 self._fail(flight, error)
@@ -249,11 +307,14 @@ class Fetcher:
     def _stream(self, job: Job) -> bool:
         """One range; flights leave job.flights as they land. False: the rest was queued anew, behind a demand."""
         start, end = job.span()
+        assert job.pack is not None
         with self._store.open_range(keys.pack(job.pack), start, end - start, job.deadline()) as stream:
             at = start
             while job.flights:
                 if not job.demand and self._queue.demand_waits() and len(job.flights) > 1:
-                    self._requeue(job)
+                    flights, job.flights = job.flights, []
+                    with self._queue.changed:
+                        self._enqueue(flights)
                     return False
                 at = self._receive(job, job.flights[0], stream, at)
         return True
@@ -262,32 +323,29 @@ class Fetcher:
         """Read up to the end of flight's stored bytes, decode, check, land. Returns the new offset."""
         place, length = flight.place, flight.ref.length
         assert place is not None
-        with self._pool.take(max(place.length, place.offset - at) + length) as buffer:
+        size = max(place.length, place.offset - at) + length
+        with self._pool.take(size, flight.deadline, demand=flight.demand) as buffer:
             stored, out = buffer[:-length], buffer[-length:]
             if place.offset > at:
                 stream.readinto(stored[:place.offset - at])
-            if place.offset >= at:
-                stream.readinto(stored[:place.length])
+            stream.readinto(stored[:place.length])
             job.flights.remove(flight)
             self._metrics.add("chunks_fetched")
             if not flight.demand:
                 self._metrics.add("prefetched_chunks")
                 for want in flight.wants:
                     want.file.ahead[want.chunk] = 1
+            wrong: IntegrityError | None = None
             try:
                 open_chunk(flight.ref, place, stored[:place.length], out)
             except IntegrityError as error:
-                self._again(flight, error)
+                wrong = error
             else:
                 self._metrics.add("chunks_verified")
                 self._land(flight, out)
+        if wrong is not None:
+            self._again(flight, wrong)
         return place.offset + place.length
-
-    def _requeue(self, job: Job) -> None:
-        flights, job.flights = job.flights, []
-        with self._queue.changed:
-            for demand in (True, False):
-                self._queue.put(jobs_of([f for f in flights if f.demand is demand], demand))
 
     def _again(self, flight: Flight, error: IntegrityError) -> None:
         """A chunk that came and is wrong: fetched once more, in case the wire or a cache on it was at fault."""
@@ -300,27 +358,39 @@ class Fetcher:
             return
         self._metrics.add("fetch_retries")
         with self._queue.changed:
-            self._queue.put(jobs_of([flight], flight.demand))
+            self._enqueue([flight])
 
     def _elsewhere(self, flight: Flight, error: ModelfsError) -> None:
-        """The chunk is not where it should be: look it up anew, once; then it has failed."""
-        place = None
-        if not flight.relocated and self._stopped is None:
-            flight.relocated, flight.tries = True, 0
-            try:
-                place = flight.wants[0].file.version.relocate(flight.row, flight.place, flight.deadline)
-            except ModelfsError as second:
-                error = second
-        if place is None:
-            self._fail(flight, error)
-            return
-        flight.place = place
+        """The chunk is not where it should be: a job of its own looks for another place."""
+        if flight.place is not None:
+            flight.wrong.append(flight.place)
+        flight.place, flight.error = None, error
         with self._queue.changed:
-            self._queue.put(jobs_of([flight], flight.demand))
+            self._enqueue([flight])
+
+    def _look_up(self, job: Job) -> None:
+        """Find places for flights that have none; one that has no other left has failed, by its last error."""
+        flights, job.flights = job.flights, []
+        for flight in flights:
+            error = flight.error or ObjectMissing("a chunk has no place", where=self._store.url,
+                                                  why="neither a layout nor the indexes say where it lies")
+            if not flight.deadline.passed:
+                try:
+                    flight.place = flight.wants[0].file.version.relocate(flight.row, flight.wrong, flight.deadline)
+                except ModelfsError as second:
+                    error = flight.error or second
+            if flight.place is None:
+                self._fail(flight, error)
+                continue
+            flight.tries = 0
+            with self._queue.changed:
+                self._enqueue([flight])
+
+    def _broken(self, error: Exception) -> ModelfsError:
+        log_event(_LOG, "error", "fetch.broken", error=error)
+        return ModelfsError("an internal fault while fetching", why=f"{type(error).__name__}: {error}")
 
     def _log(self, flight: Flight, event: str, error: ModelfsError) -> None:
-        place = flight.place
+        place = flight.place or (flight.wrong[-1] if flight.wrong else None)
         log_event(_LOG, "error", event, file=flight.wants[0].file.entry.path, chunk=flight.ref.id.hex(),
                   pack=place.pack.hex() if place else None, store=self._store.url, why=str(error))
-
-

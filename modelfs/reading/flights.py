@@ -6,7 +6,7 @@ Rule: a chunk has at most one flight at a time, whoever wants it (single flight)
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,7 +41,10 @@ class Want:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """place: None until it is known. demand: a reader waits, so it goes before prefetches."""
+    """place: None until it is known. demand: a reader waits, so it goes before prefetches.
+
+    tries: at this place. wrong: places that proved wrong; error: how the last of them did.
+    """
 
     ref: ChunkRef
     wants: list[Want]
@@ -51,7 +54,8 @@ class Flight:
     place: Place | None = None
     job: Job | None = None
     tries: int = 0
-    relocated: bool = False
+    wrong: list[Place] = field(default_factory=list)
+    error: ModelfsError | None = None
 
     @property
     def row(self) -> int:
@@ -63,10 +67,11 @@ class Flight:
 class Job:
     """Flights of one pack, in the order of their offsets, fetched as one range; they leave `flights` as they land.
 
+    pack: None where the flights have no place yet: it is looked up first.
     started, taken (the flights at the start): under the queue's lock.
     """
 
-    pack: ObjectId
+    pack: ObjectId | None
     flights: list[Flight]
     demand: bool
     started: bool = False
@@ -80,9 +85,10 @@ class Job:
         return min(p.offset for p in places), max(p.offset + p.length for p in places)
 
 
-def jobs_of(flights: Iterable[Flight], demand: bool, largest: int = MAX_RANGE) -> list[Job]:
-    """Group flights whose place is known into ranges: near neighbours in one pack, up to `largest` bytes."""
+def jobs_of(flights: Sequence[Flight], demand: bool, largest: int = MAX_RANGE) -> list[Job]:
+    """Group flights into ranges: near neighbours in one pack, up to `largest` bytes; those without a place apart."""
     jobs: list[Job] = []
+    lost = [flight for flight in flights if flight.place is None]
     start = end = 0
     placed = [(flight.place, flight) for flight in flights if flight.place is not None]
     for place, flight in sorted(placed, key=lambda pair: (pair[0].pack, pair[0].offset)):
@@ -94,6 +100,8 @@ def jobs_of(flights: Iterable[Flight], demand: bool, largest: int = MAX_RANGE) -
             jobs.append(Job(place.pack, [flight], demand))
             start = place.offset
         end = stop
+    if lost:
+        jobs.append(Job(None, lost, demand))
     for job in jobs:
         for flight in job.flights:
             flight.job = job

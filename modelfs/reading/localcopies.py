@@ -2,7 +2,8 @@
 another file's.
 
 Rule: bytes from the disk are hashed like bytes from the network before anyone sees them; what does not hash
-is discarded and fetched. These threads touch the disk only, so a dead store never delays them.
+is discarded and fetched, and so is what a failing cache cannot give. These threads touch the disk only, so a dead
+store never delays them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from modelfs.errors import CorruptChunk, ModelfsError
+from modelfs.errors import CorruptChunk
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.flights import Flight
@@ -23,16 +24,15 @@ _LOG = logger_for(__name__)
 
 
 class LocalCopies:
-    """land: takes a flight and its checked bytes. fail: ends one. missed: takes
-    the flights that the disk does not have."""
+    """land: takes a flight and its checked bytes. missed: takes a flight that the disk does not have."""
 
     def __init__(self, cache: ChunkCache, metrics: Metrics, land: Callable[[Flight, memoryview], None],
-                 fail: Callable[[Flight, ModelfsError], None], missed: Callable[[list[Flight]], None]) -> None:
+                 missed: Callable[[list[Flight]], None]) -> None:
         self._cache, self._metrics = cache, metrics
-        self._land, self._fail, self._missed = land, fail, missed
-        self._queue: queue.PriorityQueue[tuple[bool, int, list[Flight]]] = queue.PriorityQueue()
-        self._count = 0
+        self._land, self._missed = land, missed
+        self._queue: queue.PriorityQueue[tuple[bool, int, Flight | None]] = queue.PriorityQueue()
         self._lock = threading.Lock()
+        self._count = 0  # guarded by _lock
         self._threads = [threading.Thread(target=self._work, name=f"disk-{n}", daemon=True)
                          for n in range(min(4, os.cpu_count() or 1))]
         for thread in self._threads:
@@ -41,45 +41,48 @@ class LocalCopies:
     def may_have(self, flight: Flight) -> bool:
         """Cheap, and may be wrong: whether a look at the disk is worth it."""
         want = flight.wants[0]
-        return bool(want.file.cache.presence(want.chunk) & 1) or \
-            self._cache.find(flight.ref.id, flight.ref.length) is not None
+        try:
+            return bool(want.file.cache.presence(want.chunk) & 1) or \
+                self._cache.find(flight.ref.id, flight.ref.length) is not None
+        except Exception as error:
+            self._broken(error)
+            return False
 
     def put(self, flights: list[Flight]) -> None:
-        """One flight a task, so that the disk threads share them."""
         for flight in flights:
-            with self._lock:
-                self._count += 1
-                self._queue.put((not flight.demand, self._count, [flight]))
+            self._add(not flight.demand, flight)
 
     def close(self) -> None:
         for _ in self._threads:
-            self._queue.put((False, 0, []))
+            self._add(False, None)
+
+    def _add(self, later: bool, flight: Flight | None) -> None:
+        with self._lock:
+            self._count += 1
+            self._queue.put((later, self._count, flight))
 
     def _work(self) -> None:
         buffer = bytearray(0)
-        while True:
-            _, _, flights = self._queue.get()
-            if not flights:
-                return
-            for flight in flights:
-                if len(buffer) < flight.ref.length:
-                    buffer = bytearray(flight.ref.length)
-                view = memoryview(buffer)[:flight.ref.length]
-                try:
-                    if not (self._own(flight, view) or self._other(flight, view)):
-                        self._missed([flight])
-                except Exception as error:
-                    # A bug here must not leave readers waiting, nor end this thread.
-                    log_event(_LOG, "error", "fetch.broken", why=f"{type(error).__name__}: {error}")
-                    self._fail(flight, ModelfsError("internal error while reading the cache", why=str(error)))
+        while (flight := self._queue.get()[2]) is not None:
+            if len(buffer) < flight.ref.length:
+                buffer = bytearray(flight.ref.length)
+            view = memoryview(buffer)[:flight.ref.length]
+            if self._read(flight, view):
+                self._land(flight, view)
+            else:
+                self._missed([flight])
 
-    def _own(self, flight: Flight, view: memoryview) -> bool:
+    def _read(self, flight: Flight, view: memoryview) -> bool:
+        """The flight's chunk into view, checked; False where the disk does not have it."""
         want = flight.wants[0]
-        return self._try(flight, want.file.cache, want.chunk, view)
-
-    def _other(self, flight: Flight, view: memoryview) -> bool:
-        found = self._cache.find(flight.ref.id, flight.ref.length)
-        return found is not None and self._try(flight, *found, view)
+        try:
+            if self._try(flight, want.file.cache, want.chunk, view):
+                return True
+            found = self._cache.find(flight.ref.id, flight.ref.length)
+            return found is not None and self._try(flight, *found, view)
+        except Exception as error:
+            self._broken(error)
+            return False
 
     def _try(self, flight: Flight, cache: FileCache, row: int, view: memoryview) -> bool:
         count = cache.load(row, view)
@@ -95,5 +98,8 @@ class LocalCopies:
             return False
         cache.mark_checked(row, count)
         self._metrics.add("chunks_verified")
-        self._land(flight, view)
         return True
+
+    def _broken(self, error: Exception) -> None:
+        """A fault in the cache's code costs speed, not a read, and does not end a thread that others wait for."""
+        log_event(_LOG, "error", "cache.broken", error=error)

@@ -14,7 +14,7 @@ from modelfs.units import KiB, MiB
 
 _SEQUENTIAL_RUN = MiB + 256 * KiB
 """A stream is sequential once it ran further than the largest read-ahead of one page fault (read_ahead_kb
-1024): so a random fault in a map fetches nothing ahead."""
+1024) and most of that run was read: so random faults in a map fetch nothing ahead, however near they fall."""
 _FIRST_WINDOW = 4 * MiB
 _TOLERANCE = 2 * MiB
 _STREAMS = 8
@@ -24,6 +24,7 @@ _STREAMS = 8
 class _Stream:
     start: int
     position: int
+    read: int
     window: int = _FIRST_WINDOW
     ahead: int = 0
 
@@ -48,11 +49,13 @@ class Readahead:
                 self._streams.popitem(last=False)
             stream = next((s for s in streams if -_TOLERANCE <= offset - s.position <= _TOLERANCE), None)
             if stream is None:
-                streams.append(_Stream(offset, end))
+                streams.append(_Stream(offset, end, size))
                 del streams[:-_STREAMS]
                 return None
             stream.position = max(stream.position, end)
-            if stream.position - stream.start < _SEQUENTIAL_RUN:
+            stream.read += size
+            run = stream.position - stream.start
+            if run < _SEQUENTIAL_RUN or 2 * stream.read < run:
                 return None
             begin = max(stream.ahead, stream.position)
             if begin - stream.position > stream.window // 2:

@@ -16,9 +16,7 @@ from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.flights import Want
 from modelfs.reading.readahead import Readahead
 from modelfs.reading.versions import ModelFile
-
-_GRACE_S = 0.25
-"""A fetch fails by itself at the deadline and says why; waiting a little longer lets that be the answer."""
+from modelfs.repository.chunk import ChunkRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,11 @@ class Waiting:
         else:
             finish(None)
 
-    def cancel(self) -> list[ChunkId]:
+    def cancel(self) -> list[ChunkRef]:
         """Nothing is written to `out` after this returns, and finish is not called any more. What was missing."""
         with self._lock:
             self._out = self._finish = None
-            return list(self._missing)
+            return [parts[0].file.ref(parts[0].chunk) for parts in self._missing.values()]
 
     def arrived(self, id: ChunkId, decoded: memoryview) -> None:
         with self._lock:
@@ -159,8 +157,8 @@ class Reader:
             done.set()
 
         waiting.start(view, finish)
-        if not done.wait(self._fetcher.deadline_s + _GRACE_S):
-            error = DeadlinePassed("a read", why="the deadline passed")
+        if not done.wait(min(self._fetcher.deadline_s, threading.TIMEOUT_MAX)):
+            error = DeadlinePassed("a read", where=waiting.parts[0].file.entry.path, why="the deadline passed")
             self._fetcher.remember_failure(waiting.cancel(), error)
             raise error
         if errors:

@@ -18,6 +18,11 @@ class RecentChunks:
         self._chunks: OrderedDict[ChunkId, bytes] = OrderedDict()  # guarded by _lock
         self._bytes = 0  # guarded by _lock
 
+    def set_limit(self, limit_bytes: int) -> None:
+        with self._lock:
+            self._limit = limit_bytes
+            self._shrink()
+
     def get(self, id: ChunkId) -> bytes | None:
         if not self._chunks:
             return None
@@ -33,5 +38,8 @@ class RecentChunks:
                 return
             self._chunks[id] = bytes(decoded)
             self._bytes += len(decoded)
-            while self._bytes > self._limit:
-                self._bytes -= len(self._chunks.popitem(last=False)[1])
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self._bytes > self._limit:
+            self._bytes -= len(self._chunks.popitem(last=False)[1])

@@ -6,16 +6,18 @@ fresh layout first, in the catalog's indexes then.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelfs.errors import IntegrityError, ModelfsError, ObjectMissing
+from modelfs.errors import DeadlinePassed, ModelfsError, Unavailable
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.logs import log_event, logger_for
 from modelfs.repository.chunk import ChunkRef
@@ -29,6 +31,7 @@ from modelfs.units import Deadline
 _LOG = logger_for(__name__)
 _RELOCATE_PERIOD_S = 2.0
 _MAX_LOADED = 64
+_NO_INDEXES: tuple[Index, ...] = ()
 
 
 class FileCache(Protocol):
@@ -96,16 +99,16 @@ class ModelFile:
 class LoadedVersion:
     """places are asked for by the manifest's row."""
 
-    def __init__(self, repository: Repository, manifest: Manifest, layout: Layout | None, cache: ChunkCache,
-                 renew: Callable[[], Deadline]) -> None:
+    def __init__(self, repository: Repository, manifest: Manifest, layout: Layout | None, cache: ChunkCache) -> None:
         self.repository, self.manifest = repository, manifest
-        self._layout, self._cache, self._renew = layout, cache, renew
+        self._cache = cache
         self._lock = threading.Lock()
         self._files: dict[int, ModelFile] = {}  # guarded by _lock
         self._moved: dict[int, Place] = {}  # guarded by _lock
-        self._renewed = 0.0  # guarded by _relocating
+        self._layout, self._indexes = layout, _NO_INDEXES  # replaced as a whole, by who holds _relocating
         self._relocating = threading.Lock()
-        self._indexes: list[Index] = []  # guarded by _relocating
+        self._renewed_s = -math.inf  # guarded by _relocating
+        self._trouble: Unavailable | None = None  # guarded by _relocating
 
     def file(self, number: int) -> ModelFile:
         with self._lock:
@@ -123,16 +126,13 @@ class LoadedVersion:
         """An empty file's first row is the next one's, so the last file that begins at or before row owns it."""
         return self.file(int(np.searchsorted(self.manifest.first_rows, np.uint64(row), side="right")) - 1)
 
-    def place(self, row: int) -> Place:
-        """From memory. Raises ObjectMissing where no layout and no index named a place."""
+    def place(self, row: int) -> Place | None:
+        """From memory; None where no layout and no index that is loaded names a place: `relocate` loads them."""
         with self._lock:
-            moved, layout = self._moved.get(row), self._layout
+            moved = self._moved.get(row)
         if moved is not None:
             return moved
-        if layout is None:
-            raise ObjectMissing(f"layout of {self.manifest.id.hex()[:16]}", where=self.repository.store.url,
-                                why="neither it nor the indexes say where the chunk lies")
-        return layout.place(row)
+        return next(iter(self._candidates(row)), None)
 
     def head_rows(self, pack: ObjectId) -> list[int]:
         """All rows that lie in this pack if it is a head pack, else none."""
@@ -143,35 +143,58 @@ class LoadedVersion:
         return [int(row) for row in np.flatnonzero(layout.places.pack[layout.row_place] == number)]
 
     def stored_bytes(self, first: int, count: int) -> int:
+        """Of these rows, each place once; without a layout, of those whose place is known."""
         layout = self._layout
-        return 0 if layout is None or not count else layout.stored_bytes(slice(first, first + count))
+        if layout is not None and count:
+            return layout.stored_bytes(slice(first, first + count))
+        places = {place for row in range(first, first + count) if (place := self.place(row)) is not None}
+        return sum(place.length for place in places)
 
-    def relocate(self, row: int, wrong: Place | None, deadline: Deadline) -> Place | None:
+    def relocate(self, row: int, wrong: Sequence[Place], deadline: Deadline) -> Place | None:
         """Where else the chunk lies, or None. Asks for a fresh layout, then the catalog's indexes; at most once
-        in two seconds, whoever asks."""
-        with self._relocating:
-            if time.monotonic() - self._renewed > _RELOCATE_PERIOD_S:
+        in two seconds, whoever asks. Raises Unavailable where neither could be had."""
+        if not self._relocating.acquire(timeout=min(deadline.remaining(), threading.TIMEOUT_MAX)):
+            raise DeadlinePassed("a layout", where=self.repository.store.url, why="the deadline passed")
+        try:
+            if time.monotonic() - self._renewed_s > _RELOCATE_PERIOD_S:
                 self._renew_places(deadline)
-                self._renewed = time.monotonic()
-            id = self.manifest.chunk_id(row)
-            candidates = [] if self._layout is None else [self._layout.place(row)]
-            candidates += [found.place for index in self._indexes if (found := index.find(id))]
-        for place in candidates:
-            if place != wrong:
+                self._renewed_s = time.monotonic()
+            trouble = self._trouble
+        finally:
+            self._relocating.release()
+        for place in self._candidates(row):
+            if place not in wrong:
                 with self._lock:
                     self._moved[row] = place
                 return place
+        if trouble is not None:
+            raise trouble
         return None
 
+    def _candidates(self, row: int) -> Iterator[Place]:
+        layout = self._layout
+        if layout is not None:
+            yield layout.place(row)
+        id = self.manifest.chunk_id(row)
+        for index in self._indexes:
+            if (found := index.find(id)) is not None:
+                yield found.place
+
     def _renew_places(self, deadline: Deadline) -> None:
+        self._trouble = None
         try:
             self._layout = self.repository.layout(self.manifest, deadline, fresh=True)
         except ModelfsError as error:
-            log_event(_LOG, "warning", "layout.unusable", manifest=self.manifest.id.hex(), why=str(error))
+            self._note("layout.unusable", error)
         try:
-            self._indexes = self.repository.indexes(self.repository.catalog(deadline).catalog, deadline)
+            self._indexes = tuple(self.repository.indexes(self.repository.catalog(deadline).catalog, deadline))
         except ModelfsError as error:
-            log_event(_LOG, "warning", "index.unusable", manifest=self.manifest.id.hex(), why=str(error))
+            self._note("index.unusable", error)
+
+    def _note(self, event: str, error: ModelfsError) -> None:
+        if isinstance(error, Unavailable):
+            self._trouble = error
+        log_event(_LOG, "warning", event, manifest=self.manifest.id.hex(), why=str(error))
 
 
 class Versions:
@@ -182,31 +205,54 @@ class Versions:
         self._repository, self._cache, self._renew = repository, cache, renew
         self._lock = threading.Lock()
         self._kept: OrderedDict[ObjectId, LoadedVersion] = OrderedDict()  # guarded by _lock
-        self._loading: dict[ObjectId, threading.Lock] = {}  # guarded by _lock
+        self._loading: dict[ObjectId, Future[LoadedVersion]] = {}  # guarded by _lock
 
     def loaded(self, manifest_id: ObjectId) -> LoadedVersion | None:
         with self._lock:
-            found = self._kept.get(manifest_id)
-            if found is not None:
-                self._kept.move_to_end(manifest_id)
-            return found
+            return self._known(manifest_id)
 
     def load(self, manifest_id: ObjectId) -> LoadedVersion:
-        """Raises ModelfsError where the manifest cannot be had; without a layout the indexes are asked."""
-        if (found := self.loaded(manifest_id)) is not None:
-            return found
+        """Raises ModelfsError where the manifest cannot be had within the deadline; a layout is not needed yet.
+
+        Who comes while another loads it shares what becomes of that: with turns of their own, waiters on a dead
+        store would each wait for all before them.
+        """
         with self._lock:
-            loading = self._loading.setdefault(manifest_id, threading.Lock())
-        with loading:
-            if (found := self.loaded(manifest_id)) is not None:
+            if (found := self._known(manifest_id)) is not None:
                 return found
+            shared = self._loading.get(manifest_id)
+            if shared is None:
+                mine = self._loading[manifest_id] = Future()
+        if shared is None:
+            return self._load(manifest_id, mine)
+        try:
+            return shared.result(min(self._renew().remaining(), threading.TIMEOUT_MAX))
+        except TimeoutError as error:
+            raise DeadlinePassed(f"manifest {manifest_id.hex()[:16]}", where=self._repository.store.url,
+                                 why="the deadline passed") from error
+
+    def _known(self, manifest_id: ObjectId) -> LoadedVersion | None:
+        """Under the lock."""
+        found = self._kept.get(manifest_id)
+        if found is not None:
+            self._kept.move_to_end(manifest_id)
+        return found
+
+    def _load(self, manifest_id: ObjectId, result: Future[LoadedVersion]) -> LoadedVersion:
+        try:
             version = self._fetch(manifest_id)
+        except BaseException as error:
             with self._lock:
-                self._kept[manifest_id] = version
-                self._loading.pop(manifest_id, None)
-                while len(self._kept) > _MAX_LOADED:
-                    self._kept.popitem(last=False)
-            return version
+                del self._loading[manifest_id]
+            result.set_exception(error)
+            raise
+        with self._lock:
+            del self._loading[manifest_id]
+            self._kept[manifest_id] = version
+            while len(self._kept) > _MAX_LOADED:
+                self._kept.popitem(last=False)
+        result.set_result(version)
+        return version
 
     def _fetch(self, manifest_id: ObjectId) -> LoadedVersion:
         deadline = self._renew()
@@ -214,13 +260,10 @@ class Versions:
         layout = None
         try:
             layout = self._repository.layout(manifest, deadline)
-        except IntegrityError as error:
+        except ModelfsError as error:
+            # What is in the cache can be read without a layout; for the rest places are looked up when needed.
             log_event(_LOG, "warning", "layout.unusable", manifest=manifest_id.hex(), why=str(error))
-        version = LoadedVersion(self._repository, manifest, layout, self._cache, self._renew)
-        if layout is None and len(manifest.chunk_ids):
-            for row in range(len(manifest.chunk_ids)):
-                version.relocate(row, None, deadline)
-        return version
+        return LoadedVersion(self._repository, manifest, layout, self._cache)
 
 
 class NoFileCache:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from modelfs.codecs import encode_chunk
-from modelfs.errors import Conflict, Forbidden, ModelfsError
+from modelfs.errors import Conflict, ModelfsError
 from modelfs.formats import describe
 from modelfs.ids import ChunkId, Digest
 from modelfs.repository.chunking import Cut, cut
 from modelfs.repository.manifest import FileEntry
 from modelfs.repository.pack import HEAD_TARGET_BYTES, PackWriter, SealedPack
-from modelfs.transfer.scan import SourceFile
+from modelfs.transfer.scan import SourceFile, unreadable
 
 Known = Callable[[ChunkId], bool]
 """Whether a chunk is stored already; from any thread."""
@@ -41,11 +41,12 @@ class Encoded:
 
 @dataclass(slots=True)
 class Tree:
-    """What the files came to: the manifest's rows. new: decoded bytes of each chunk that was encoded here."""
+    """What the files came to: the manifest's files and rows. heads: chunks that belong into head packs."""
 
     files: list[FileEntry] = field(default_factory=list)
     ids: list[ChunkId] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    heads: set[ChunkId] = field(default_factory=set)
 
 
 class Encoder:
@@ -79,20 +80,19 @@ class Encoder:
 
     def _file(self, pool: ThreadPoolExecutor, file: SourceFile) -> None:
         first, whole, sha256 = len(self.tree.ids), blake3(), hashlib.sha256()
-        try:
-            fd = os.open(file.location, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Forbidden("cannot be read", where=file.location, why=error.strerror or str(error)) from error
+        fd = _open(file)
         try:
             before = os.fstat(fd)
             if (before.st_size, before.st_mtime_ns) != (file.size, file.mtime_ns):
                 raise _changed(file)
-            described = describe(lambda offset, length: os.pread(fd, length, offset), file.size, file.path)
+            described = describe(lambda offset, length: _pread(fd, length, offset, file), file.size, file.path)
             for chunk in self._in_order(pool, fd, cut(described, file.size, self._chunk_size), file):
                 whole.update(chunk.data)
                 sha256.update(chunk.data)
                 self.tree.ids.append(chunk.id)
                 self.tree.lengths.append(len(chunk.data))
+                if chunk.head:
+                    self.tree.heads.add(chunk.id)
                 self._advance(len(chunk.data), 0 if chunk.stored is not None else len(chunk.data))
                 if chunk.stored is not None:
                     self._pack(chunk)
@@ -120,7 +120,7 @@ class Encoder:
                     future.exception()
 
     def _encode(self, fd: int, piece: Cut, file: SourceFile) -> Encoded:
-        data = os.pread(fd, piece.length, piece.offset)
+        data = _pread(fd, piece.length, piece.offset, file)
         if len(data) != piece.length:
             raise _changed(file)
         id = ChunkId.of(data)
@@ -143,6 +143,27 @@ class Encoder:
         if writer.full:
             self._sinks[chunk.head](writer.seal())
             self._writers[chunk.head] = self._targets[chunk.head]()
+
+
+def _open(file: SourceFile) -> int:
+    """O_NONBLOCK: what stands there now may be a FIFO."""
+    try:
+        return os.open(file.location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _changed(file) from error
+    except OSError as error:
+        raise unreadable(file.location, error) from error
+
+
+def _pread(fd: int, length: int, offset: int, file: SourceFile) -> bytes:
+    """Fewer bytes only at the file's end."""
+    try:
+        data = os.pread(fd, length, offset)
+        while data and len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+            data += more
+    except OSError as error:
+        raise unreadable(file.location, error) from error
+    return data
 
 
 def _changed(file: SourceFile) -> ModelfsError:

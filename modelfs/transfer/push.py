@@ -7,6 +7,7 @@ to another push reads the catalog again and goes on from there, so pushes at onc
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelfs.errors import Conflict, ModelfsError, ObjectMissing, SwapLost
+from modelfs.errors import Conflict, IntegrityError, ModelfsError, SwapLost
 from modelfs.ids import ChunkId, ModelName, ModelRef, ObjectId
 from modelfs.repository import history, index, keys, layout, manifest
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Index, Located
 from modelfs.repository.manifest import content_digest
-from modelfs.repository.pack import SealedPack
+from modelfs.repository.pack import HEAD_TARGET_BYTES, SealedPack
 from modelfs.repository.places import Place
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import Buffer
@@ -32,6 +33,7 @@ from modelfs.units import Deadline, rfc3339
 
 _UPLOADS = 4
 _LIKE_INDEXES = 8
+MAX_HEAD_BYTES = 2 * HEAD_TARGET_BYTES
 _TRIES = 100
 
 
@@ -93,6 +95,7 @@ class _Push:
         self.placed: dict[ChunkId, Located] = {}  # guarded by lock
         self.heads: set[ObjectId] = set()
         self.uploaded = 0  # guarded by lock
+        self.written: set[str] = set()  # keys of this push's objects; guarded by lock
         self.lock = threading.Lock()
 
     def run(self, source: Path) -> PushReport:
@@ -109,8 +112,10 @@ class _Push:
                                   self.progress.advance)
                 try:
                     tree = encoder.run(files)
-                finally:
-                    pending.finish()
+                except BaseException:
+                    pending.cancel()
+                    raise
+                pending.finish()
             return self._commit(tree)
         finally:
             self.journal.close()
@@ -126,7 +131,7 @@ class _Push:
         for pack in self.journal.adopt():
             try:
                 chunks = self.repository.pack_chunks(pack, self.options.renew())
-            except ObjectMissing:
+            except IntegrityError:  # missing, or no pack any more: it is pushed again
                 continue
             self.resumed.update((chunk.id, chunk) for chunk in chunks)
 
@@ -148,6 +153,8 @@ class _Push:
             self._put(keys.pack(pack.id), pack.data)
 
     def _put(self, key: str, data: Buffer, *, only_if_absent: bool = False) -> None:
+        with self.lock:
+            self.written.add(key)
         if self.repository.store.put(key, data, self.options.renew(), only_if_absent=only_if_absent):
             with self.lock:
                 self.uploaded += len(data)
@@ -157,15 +164,20 @@ class _Push:
     def _commit(self, tree: Tree) -> PushReport:
         body = manifest.serialise(tree.files, tree.ids, tree.lengths, [])
         manifest_id = ObjectId.of(body)
-        for _ in range(_TRIES):
+        located: tuple[dict[ChunkId, Place], list[Located]] | None = None
+        for number in range(_TRIES):
             state = self.repository.catalog(self.options.renew())
-            self._load_indexes(state.catalog)
-            places, fresh = self._locate(tree)
+            if located is None or not {id for id, _ in self.indexes} <= set(state.catalog.indexes):
+                self._load_indexes(state.catalog)
+                located = self._locate(tree)
+            else:  # every index that was counted on is still there
+                self._load_indexes(state.catalog)
+            places, fresh = located
             version = self._version(tree, manifest_id, places)
             try:
                 return self._publish(state, tree, version, body, places, fresh)
             except SwapLost:
-                continue
+                time.sleep(random.uniform(0, min(0.01 * (number + 1), 1.0)))
         raise Conflict(f"push of {self.model}", where=self.repository.store.url,
                        why=f"other pushes came first {_TRIES} times")
 
@@ -196,7 +208,7 @@ class _Push:
         parent = rows.live_tags.get(self.tag, rows.live_tags.get("latest"))
         same = self._equal_version(rows, version)
         if same is not None and rows.live_tags.get(self.tag) == same.number:
-            self.journal.finish()
+            self.journal.finish(self._unused(places))
             return self._report(same, places, fresh, changed=False)
         if same is None:
             version = _numbered(version, rows.next, parent)
@@ -204,7 +216,7 @@ class _Push:
         rows = rows.with_tag(self.tag, (same or version).number, rfc3339(time.time()))
         if not self.options.dry_run:
             self._write(state, tree, version, body, places, fresh, rows, new=same is None)
-            self.journal.finish()
+            self.journal.finish(self._unused(places))
         return self._report(same or version, places, fresh, changed=True)
 
     def _write(self, state: CatalogState, tree: Tree, version: Version, body: bytes,
@@ -212,7 +224,8 @@ class _Push:
         indexes, dropped = state.catalog.indexes, dict(state.catalog.dropped)
         if new:
             indexes, dropped = self._write_index(fresh, dropped)
-            placement = layout.serialise(version.manifest, [places[id] for id in tree.ids], self._head_packs(places))
+            placement = layout.serialise(version.manifest, [places[id] for id in tree.ids],
+                                         self._head_packs(tree, places))
             self._put(keys.layout(version.manifest), placement, only_if_absent=True)
             self._put(keys.manifest(version.manifest), body)
         if rows.sealable():
@@ -221,15 +234,21 @@ class _Push:
             rows = rows.sealed(ObjectId.of(segment))
         text = rows.serialise()
         self._put(keys.history(ObjectId.of(text)), text)
+        for key in (*self.written, *(keys.pack(place.pack) for place in places.values())):
+            dropped.pop(key, None)  # it is named again: gc must not delete it
         removed = {name: digest for name, digest in state.catalog.removed.items() if name != self.model}
         catalog = state.catalog.next(rfc3339(time.time()), models={**state.catalog.models,
                                                                    self.model: ObjectId.of(text)},
                                      removed=removed, indexes=indexes, dropped=dropped)
         self.repository.store.swap(keys.CATALOG, state.etag, catalog.serialise(), self.options.renew())
 
-    def _head_packs(self, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
-        """This push's head packs. Small files that an older push stored are found again by their own packs."""
-        return self.heads & {place.pack for place in places.values()}
+    def _head_packs(self, tree: Tree, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
+        """This push's head packs, and older ones that hold heads of this version (all it has there is small)."""
+        ends: dict[ObjectId, int] = {}
+        for place in places.values():
+            ends[place.pack] = max(ends.get(place.pack, 0), place.offset + place.length)
+        older = {places[id].pack for id in tree.heads}
+        return {pack for pack in ends if pack in self.heads or (pack in older and ends[pack] <= MAX_HEAD_BYTES)}
 
     def _write_index(self, fresh: list[Located], dropped: dict[str, str]) -> tuple[tuple[ObjectId, ...],
                                                                                    dict[str, str]]:
@@ -237,15 +256,25 @@ class _Push:
         parts = [(id, len(rows)) for id, rows in self.indexes]
         if not fresh:
             return tuple(id for id, _ in parts), dropped
-        like = [id for id, rows in parts if _size_class(rows) == _size_class(len(fresh))]
-        merged = like if len(like) >= _LIKE_INDEXES else []
-        chunks = fresh + [chunk for id, rows in self.indexes if id in merged for chunk in rows.all()]
+        merged: list[ObjectId] = []
+        chunks = list(fresh)
+        while True:  # the union may be one more of the next size
+            size = _size_class(len(chunks))
+            like = [id for id, rows in parts if id not in merged and _size_class(rows) == size]
+            if len(like) < _LIKE_INDEXES:
+                break
+            merged += like
+            chunks += [chunk for id, rows in self.indexes if id in like for chunk in rows.all()]
         data = index.serialise(chunks)
         id = ObjectId.of(data)
         self._put(keys.index(id), data)
         now = rfc3339(time.time())
         dropped.update((keys.index(old), now) for old in merged)
         return (*(old for old, _ in parts if old not in merged), id), dropped
+
+    def _unused(self, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
+        """Packs found by the journals of other pushes, with chunks that neither an index nor this version names."""
+        return {chunk.place.pack for id, chunk in self.resumed.items() if id not in places and not self._indexed(id)}
 
     def _history(self, catalog: Catalog) -> History:
         digest = catalog.models.get(self.model) or catalog.removed.get(self.model)
@@ -274,7 +303,7 @@ class _Pending:
         self._failed: ModelfsError | None = None
 
     def put(self, pack: SealedPack) -> None:
-        """Raises what an earlier put raised."""
+        """Blocks while there is no room. Raises what an earlier put raised."""
         self._room.acquire()
         if self._failed:
             raise self._failed
@@ -283,7 +312,8 @@ class _Pending:
 
     def _one(self, pack: SealedPack) -> None:
         try:
-            self._put(pack)
+            if self._failed is None:
+                self._put(pack)
         except ModelfsError as error:
             self._failed = self._failed or error
             raise
@@ -294,6 +324,13 @@ class _Pending:
         """Wait for all. Raises what a put raised."""
         for future in self._futures:
             future.result()
+        if self._failed:
+            raise self._failed
+
+    def cancel(self) -> None:
+        """Begin no more puts; those on their way are let finish, so that the journal's packs are whole."""
+        for future in self._futures:
+            future.cancel()
 
 
 def _numbered(version: Version, number: int, parent: int | None) -> Version:

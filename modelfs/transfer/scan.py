@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,52 +36,58 @@ def scan(source: Path, follow_links: bool) -> list[SourceFile]:
     except FileNotFoundError as error:
         raise NotFound("nothing to push", where=str(source), why="no such file or directory") from error
     except OSError as error:
-        raise _unreadable(str(source), error) from error
+        raise unreadable(str(source), error) from error
     if stat.S_ISREG(status.st_mode):
         return [_file(_utf8(source.name), str(source), status)]
     if not stat.S_ISDIR(status.st_mode):
         raise _odd(str(source), status)
-    root = os.path.realpath(source)
-    return sorted(_Walk(root, follow_links).directory(root, "", (root,)), key=lambda file: path_key(file.path))
+    return sorted(_walk(os.path.realpath(source), follow_links), key=lambda file: path_key(file.path))
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    root: str
-    follow_links: bool
+def unreadable(location: str, error: OSError) -> BadInput | Forbidden:
+    kind = Forbidden if isinstance(error, PermissionError) else BadInput
+    return kind("cannot be read", where=location, why=error.strerror or str(error))
 
-    def directory(self, location: str, path: str, above: tuple[str, ...]) -> list[SourceFile]:
-        """above: the real paths of the directories that this one lies in, itself last."""
-        out: list[SourceFile] = []
+
+def _walk(root: str, follow_links: bool) -> Iterator[SourceFile]:
+    """All regular files below root. Without recursion: a path may have two thousand parts."""
+    # each with its path in the version and the real paths of the directories that it lies in, itself last
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [(root, "", (root,))]
+    while waiting:
+        location, path, above = waiting.pop()
         try:
-            entries = sorted(os.scandir(location), key=lambda entry: entry.name)
+            with os.scandir(location) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            raise _unreadable(location, error) from error
+            raise unreadable(location, error) from error
         for entry in entries:
             name = f"{path}/{_utf8(entry.name)}" if path else _utf8(entry.name)
+            real = f"{above[-1]}/{entry.name}"
             if entry.is_symlink():
-                self._check_link(entry.path, above)
+                real = _check_link(entry.path, above, root, follow_links)
             try:
                 status = entry.stat()
             except OSError as error:
-                raise _unreadable(entry.path, error) from error
+                raise unreadable(entry.path, error) from error
             if stat.S_ISDIR(status.st_mode):
-                out += self.directory(entry.path, name, (*above, os.path.realpath(entry.path)))
+                waiting.append((entry.path, name, (*above, real)))
             elif stat.S_ISREG(status.st_mode):
-                out.append(_file(name, entry.path, status))
+                yield _file(name, entry.path, status)
             else:
                 raise _odd(entry.path, status)
-        return out
 
-    def _check_link(self, link: str, above: tuple[str, ...]) -> None:
-        target = os.path.realpath(link)
-        if not os.path.exists(target):
-            raise BadInput("a link leads nowhere", where=link, why=f"it points to {os.readlink(link)}")
-        if target in above:
-            raise BadInput("a link leads to a directory above itself", where=link)
-        if not self.follow_links and os.path.commonpath((target, self.root)) != self.root:
-            raise BadInput("a link leads out of the source", where=link, why=f"to {target}",
-                           advice="--follow-links pushes what it leads to.")
+
+def _check_link(link: str, above: tuple[str, ...], root: str, follow_links: bool) -> str:
+    """Where it leads to."""
+    target = os.path.realpath(link)
+    if not os.path.exists(target):
+        raise BadInput("a link leads nowhere", where=link, why=f"it points to {os.readlink(link)}")
+    if target in above or os.path.commonpath((target, above[-1])) == target:
+        raise BadInput("a link leads to a directory above itself", where=link)
+    if not follow_links and os.path.commonpath((target, root)) != root:
+        raise BadInput("a link leads out of the source", where=link, why=f"to {target}",
+                       advice="--follow-links pushes what it leads to.")
+    return target
 
 
 def _file(path: str, location: str, status: os.stat_result) -> SourceFile:
@@ -99,8 +106,3 @@ def _utf8(name: str) -> str:
 def _odd(location: str, status: os.stat_result) -> BadInput:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
     return BadInput(f"a {kind} cannot be pushed", where=location)
-
-
-def _unreadable(location: str, error: OSError) -> BadInput | Forbidden:
-    kind = Forbidden if isinstance(error, PermissionError) else BadInput
-    return kind("cannot be read", where=location, why=error.strerror or str(error))

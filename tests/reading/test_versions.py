@@ -1,0 +1,166 @@
+"""Versions are loaded once for all who want them, and a layout that is missing, stale or false is never fatal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faultproxy import FaultProxy
+from transfer.pushed import (
+    CHUNK,
+    MODEL,
+    in_background,
+    make_repository,
+    noise,
+    packs,
+    push_files,
+    reading,
+    soon,
+)
+
+from modelfs.errors import IntegrityError, Unavailable
+from modelfs.ids import ModelRef, ObjectId
+from modelfs.repository import keys, layout
+from modelfs.repository.places import Place
+from modelfs.repository.repository import Repository
+
+DATA = noise(1, 30 * CHUNK)
+FILES = {"w.bin": DATA, "config.json": b"{}"}
+
+
+def layout_path(root: Path, manifest: str) -> Path:
+    return root / keys.layout(ObjectId.from_hex(manifest))
+
+
+def write_layout(repository: Repository, root: Path, manifest: str, places: list[Place]) -> None:
+    id = ObjectId.from_hex(manifest)
+    (root / keys.layout(id)).write_bytes(layout.serialise(id, places, set()))
+
+
+def places_of(repository: Repository, manifest: str) -> list[Place]:
+    found = repository.manifest(ObjectId.from_hex(manifest), soon())
+    now = repository.layout(found, soon())
+    return [now.place(row) for row in range(len(found.chunk_ids))]
+
+
+def moved(place: Place) -> Place:
+    return Place(ObjectId(bytes(32)), place.offset, place.length, place.codec)
+
+
+def test_without_a_layout_the_indexes_say_where_chunks_lie(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "r")
+    report = push_files(repository, FILES)
+    layout_path(tmp_path / "r", report.manifest).unlink()
+    with reading(tmp_path / "r") as r:
+        assert r.read(r.file("w.bin")) == DATA
+        assert r.read(r.file("config.json")) == b"{}"
+        assert r.file("w.bin").stored_bytes() == len(DATA)  # it is random: nothing is saved
+
+
+def test_a_layout_that_is_damaged_is_as_good_as_none(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "r")
+    report = push_files(repository, FILES)
+    layout_path(tmp_path / "r", report.manifest).write_bytes(b"not a layout")
+    with reading(tmp_path / "r") as r:
+        assert r.read(r.file("w.bin")) == DATA
+
+
+def test_a_version_repacked_while_it_is_read_is_found_by_its_fresh_layout(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    report = push_files(repository, FILES)
+    true = places_of(repository, report.manifest)
+    write_layout(repository, root, report.manifest, [moved(place) for place in true])
+    with reading(root) as r:
+        file = r.file("w.bin")
+        write_layout(repository, root, report.manifest, true)
+        for path in (root / "indexes").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        assert r.read(file) == DATA
+
+
+def test_a_layout_that_stays_false_leads_to_the_indexes(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    report = push_files(repository, FILES)
+    write_layout(repository, root, report.manifest, [moved(place) for place in places_of(repository, report.manifest)])
+    with reading(root) as r:
+        assert r.read(r.file("w.bin")) == DATA
+
+
+def test_a_layout_that_changes_from_one_falsehood_to_another_leads_to_the_indexes(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    report = push_files(repository, FILES)
+    true = places_of(repository, report.manifest)
+    write_layout(repository, root, report.manifest, [moved(place) for place in true])
+    with reading(root) as r:
+        file = r.file("w.bin")
+        # in the right pack, but each row has the place of another
+        write_layout(repository, root, report.manifest, true[1:] + true[:1])
+        assert r.read(file) == DATA
+
+
+def test_a_chunk_that_nothing_names_is_an_integrity_error(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    report = push_files(repository, FILES)
+    layout_path(root, report.manifest).unlink()
+    state = repository.catalog(soon())
+    empty = state.catalog.next(state.catalog.created, indexes=())
+    repository.store.swap(keys.CATALOG, state.etag, empty.serialise(), soon())
+    with reading(root) as r, pytest.raises(IntegrityError, match="no place"):
+        r.read(r.file("w.bin"))
+
+
+def test_a_version_whose_layout_could_not_be_had_reads_once_the_store_is_back(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    push_files(repository, FILES)
+    with FaultProxy(root) as proxy, reading(proxy.url, deadline_s=0.5) as r:
+        proxy.add("status", "layouts/", code=503)
+        file = r.file("w.bin")
+        proxy.clear()
+        assert r.read(file) == DATA
+
+
+def test_all_who_load_a_version_share_one_request_and_its_failure(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "r")
+    report = push_files(repository, FILES)
+    with FaultProxy(tmp_path / "r") as proxy, reading(proxy.url, deadline_s=1) as r:
+        rule = proxy.add("hang", "manifests/")
+        id = ObjectId.from_hex(report.manifest)
+        loading = [in_background(lambda: r.versions.load(id)) for _ in range(10)]
+        assert all(isinstance(one.result(), Unavailable) for one in loading)
+        assert rule.hits < 10
+        proxy.clear()
+        found = [in_background(lambda: r.versions.load(id)).result() for _ in range(3)]
+        assert found == [r.versions.loaded(id)] * 3
+
+
+def test_a_manifest_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    report = push_files(repository, FILES)
+    path = root / keys.manifest(ObjectId.from_hex(report.manifest))
+    path.write_bytes(path.read_bytes() + b" ")
+    with reading(root) as r, pytest.raises(IntegrityError):
+        r.file("w.bin")
+
+
+def test_packs_are_looked_up_by_the_newest_catalog(tmp_path: Path) -> None:
+    """A pack that both layout and index name, and that is gone, is found again once it was pushed again."""
+    root = tmp_path / "r"
+    repository = make_repository(root)
+    push_files(repository, {"w.bin": DATA})
+    with reading(root) as r:
+        file = r.file("w.bin")
+        for path in packs(root):
+            path.unlink()
+        state = repository.catalog(soon())
+        forgotten = state.catalog.next(state.catalog.created, indexes=())
+        repository.store.swap(keys.CATALOG, state.etag, forgotten.serialise(), soon())
+        push_files(repository, {"copy.bin": DATA, "more.bin": noise(5, CHUNK)}, "lab/copy")
+        assert r.read(file) == DATA
+    assert repository.resolve(repository.catalog(soon()).catalog, ModelRef.parse(MODEL), soon())
