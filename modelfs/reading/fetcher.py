@@ -16,7 +16,7 @@ from modelfs.ids import ChunkId
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
-from modelfs.reading.flights import Flight, Job, Queue, Waiter, Want, jobs_of
+from modelfs.reading.flights import Flight, Job, Queue, Waiter, Want, jobs_of, spread_range
 from modelfs.reading.localcopies import LocalCopies
 from modelfs.reading.recent import RecentChunks
 from modelfs.reading.versions import ChunkCache
@@ -188,11 +188,12 @@ class Fetcher:
         more = self._flights[ref] = Flight(ref, [want], flight.deadline, flight.demand, place=place)
         return more
 
-    def _enqueue(self, flights: Iterable[Flight]) -> None:
+    def _enqueue(self, flights: Sequence[Flight]) -> None:
         """Under the queue's lock."""
-        flights = list(flights)
-        for demand in (True, False):
-            self._queue.put(jobs_of([flight for flight in flights if flight.demand is demand], demand))
+        wanted = [flight for flight in flights if flight.demand]
+        ahead = [flight for flight in flights if not flight.demand]
+        self._queue.put(jobs_of(wanted, True))
+        self._queue.put(jobs_of(ahead, False, spread_range(ahead)))
 
     def _fail_each(self, flights: Iterable[Flight], error: ModelfsError) -> None:
         for flight in flights:
