@@ -74,8 +74,6 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
     mountpoints.check_free(mountpoint)
     live = _Live(load())
     config = live.config
-    if config.cache.verify == "always":
-        raise BadInput("cache.verify cannot be 'always' yet", why="this version checks at the first touch in a mount")
     if request.follow and (request.model is None or request.model.version):
         raise BadInput("nothing to follow", why="--follow goes with --model org/name or org/name:tag")
     metrics = Metrics()
@@ -103,7 +101,7 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
             fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
                               memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s)
         undo.callback(fetcher.close)
-        reader = Reader(fetcher, metrics, config.fetch.readahead_bytes)
+        reader = Reader(fetcher, metrics, config.fetch.readahead_bytes, always=config.cache.verify == "always")
         view = View(library, versions, reader, metrics, shown)
         watch = CatalogWatch(repository, begun_with, state, poll_s=config.mount.poll_s, renew=live.renew,
                              remember=remember)

@@ -97,10 +97,10 @@ class Waiting:
 
 
 class Reader:
-    """Reads of all files of a mount."""
+    """Reads of all files of a mount. always: what is cached is hashed at every read, not only at the first."""
 
-    def __init__(self, fetcher: Fetcher, metrics: Metrics, readahead_bytes: int) -> None:
-        self._fetcher, self._metrics = fetcher, metrics
+    def __init__(self, fetcher: Fetcher, metrics: Metrics, readahead_bytes: int, *, always: bool = False) -> None:
+        self._fetcher, self._metrics, self._always = fetcher, metrics, always
         self._readahead = Readahead(readahead_bytes)
 
     def set_readahead(self, readahead_bytes: int) -> None:
@@ -117,7 +117,8 @@ class Reader:
             if count and file.ahead[chunk]:
                 file.ahead[chunk] = 0
                 self._metrics.add("prefetched_used")
-            parts.append(Part(file, chunk, start - begin, stop - start, start - offset, count))
+            parts.append(Part(file, chunk, start - begin, stop - start, start - offset,
+                              0 if self._always else count))
         if hits:
             self._metrics.add("cache_hits", hits)
         if hits < len(parts):
@@ -125,7 +126,7 @@ class Reader:
         ahead = self._readahead.note(file.cache, offset, size, file.entry.size)
         if ahead:
             self._prefetch(file, *ahead)
-        return Ready(tuple(parts)) if hits == len(parts) else Waiting(tuple(parts), self._fetcher)
+        return Ready(tuple(parts)) if all(part.count for part in parts) else Waiting(tuple(parts), self._fetcher)
 
     def read_into(self, file: ModelFile, offset: int, view: memoryview) -> int:
         """Fill view from offset and return how many bytes: fewer only at the file's end. Blocks until the

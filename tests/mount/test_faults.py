@@ -298,3 +298,21 @@ def test_sixteen_readers_of_one_cold_file_cause_each_chunk_to_be_fetched_once(mo
         pid = mounted.status()["pid"]
         mounted.umount()
         end_process(pid)
+
+
+def test_verify_always_sees_damage_to_the_cache_after_the_first_read(mount: Mounter, repo: Path,
+                                                                  model: Path) -> None:
+    cache = mount.tmp_path / "cache"
+    mounted = mount(repo, "--model", "acme/base", "--cache-dir", cache, "--verify", "always")
+    expected = (model / "noise.bin").read_bytes()
+    assert whole(mounted / "noise.bin") == expected
+    data = max((cache / "files").rglob("*"), key=lambda path: path.stat().st_size)
+    with data.open("r+b") as file:
+        for at in range(1000, 8 * MiB, MiB):
+            file.seek(at)
+            file.write(b"damage")
+    fd = os.open(mounted / "noise.bin", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    assert whole(mounted / "noise.bin") == expected
+    assert mounted.status()["counters"]["hash_failures"] == 8
