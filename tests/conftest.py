@@ -6,24 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from results import Result
 
 # No deadline: the machine is shared, and a slow example is no failing one.
 settings.register_profile("modelfs", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelfs")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command came to. code is negative where a signal ended it."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

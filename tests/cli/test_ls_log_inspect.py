@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blake3 import blake3
-from conftest import Result
+from results import Result
 from safetensors.numpy import save_file
 
 from modelfs.ids import ModelRef

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Result
+from results import Result
 
 Run = Callable[..., Result]
 

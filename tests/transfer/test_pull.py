@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Result
 from faultproxy import FaultProxy
+from results import Result
 from transfer.pushed import (
     CHUNK,
     MODEL,
