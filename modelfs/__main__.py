@@ -1,10 +1,56 @@
-"""`python -m modelfs`: the command line, without an installed script."""
+"""`modelfs` and `python -m modelfs`: the command line as a process.
+
+Rule: Ctrl-C ends it with 130 and one line at most, whenever it comes: while modules are imported, while other threads
+wait for a store that hangs, and while the interpreter shuts down.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 
-from modelfs.cli.main import main
+INTERRUPTED = 130
+_GRACE_S = 2.0
+"""For what an interrupted command has to put right (pins, temporary files). Longer would be a thread of a pool that
+waits for a store, until its deadline: what it leaves half is unfinished by every format that modelfs writes."""
+
+
+def run() -> int:
+    """The process's exit code."""
+    mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where it is ignored, as under nohup
+    if mine:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    from modelfs.cli.main import main
+
+    if mine:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before main could take it
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # sys.exit would not do: an interrupt inside exec(), which dataclasses use, makes Python end by the signal
+        os._exit(code)
+    if mine:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
+def _interrupt(*_: object) -> None:
+    """Once as Python has it, and then for a moment only; a second Ctrl-C does not wait at all."""
+    signal.signal(signal.SIGINT, lambda *_: _leave())
+    watchdog = threading.Timer(_GRACE_S, _leave)
+    watchdog.daemon = True
+    watchdog.start()
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    os.write(2, b"modelfs: interrupted\n")
+    os._exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -84,12 +84,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Config:
+    """token_file: of MODELFS_TOKEN_FILE, for every URL that is no remote with one of its own."""
+
     cache: CacheConfig
     fetch: FetchConfig
     mount: MountConfig
     log: LogConfig
     remotes: Mapping[str, RemoteConfig]
     settings: Mapping[str, Setting] = field(repr=False)
+    token_file: Path | None = None
 
     def show(self) -> dict[str, dict[str, object]]:
         """{key: {value, source}} of every setting, the remotes' too."""
@@ -112,7 +115,7 @@ def load_config(*, file: Path | None, flags: Mapping[str, str], environ: Mapping
         found[key] = _read_text(key, environ[variable], f"env {variable}", environ)
     for key, text in flags.items():
         found[key] = _read_text(key, text, "flag", environ)
-    return _assemble(found, remotes)
+    return _assemble(found, remotes, environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ def _environment_keys(environ: Mapping[str, str]) -> Iterable[tuple[str, str]]:
             raise _unknown("variable", variable, "the environment", known)
 
 
-def _assemble(found: Mapping[str, _Value], remotes: Mapping[str, _Value]) -> Config:
+def _assemble(found: Mapping[str, _Value], remotes: Mapping[str, _Value], environ: Mapping[str, str]) -> Config:
+    token_file = environ.get("MODELFS_TOKEN_FILE")
     get = {key: value.parsed for key, value in found.items()}
     return Config(
         cache=CacheConfig(get["cache.directory"], get["cache.size"], get["cache.min_free"], get["cache.verify"]),
@@ -225,6 +229,7 @@ def _assemble(found: Mapping[str, _Value], remotes: Mapping[str, _Value]) -> Con
         log=LogConfig(get["log.level"], get["log.format"]),
         remotes=_assemble_remotes(remotes),
         settings={key: value.setting for key, value in (*found.items(), *remotes.items())},
+        token_file=_path(_path_of_text(token_file), environ) if token_file else None,
     )
 
 

@@ -17,9 +17,12 @@ from pathlib import Path
 
 _RUN = """
 import sys
+exec(sys.argv[5])
 from pathlib import Path
+from modelfs.server.access import Access
 from modelfs.server.running import run_server
-run_server(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), lambda url: print(url, flush=True))
+access = Access(anonymous_read=sys.argv[4] == "read")
+run_server(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), lambda url: print(url, flush=True), access)
 """
 _NGINX = """
 daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/error.log;
@@ -32,17 +35,22 @@ http {{
 """
 
 
-def start_own_server(root: Path, host: str = "127.0.0.1", port: int = 0) -> tuple[subprocess.Popen[str], str]:
-    """The process and its URL; empty where it ended instead of listening."""
-    process = subprocess.Popen([sys.executable, "-c", _RUN, str(root), host, str(port)], stdout=subprocess.PIPE,
+def start_own_server(root: Path, host: str = "127.0.0.1", port: int = 0, *, writable: bool = False,
+                     before: str = "") -> tuple[subprocess.Popen[str], str]:
+    """The process and its URL; empty where it ended instead of listening.
+
+    writable: by whoever is on this machine. before: code that runs first, to make waits short or disks small.
+    """
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(root), host, str(port),
+                                "write" if writable else "read", before], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout
     return process, process.stdout.readline().strip()
 
 
 @contextmanager
-def own_server(root: Path) -> Iterator[str]:
-    process, url = start_own_server(root)
+def own_server(root: Path, *, writable: bool = False, before: str = "") -> Iterator[str]:
+    process, url = start_own_server(root, writable=writable, before=before)
     try:
         assert url.startswith("http://"), process.communicate()
         yield url

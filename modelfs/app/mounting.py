@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from modelfs import __version__, paths
+from modelfs.app.caching import Parts, remember_catalog, warm_for
 from modelfs.app.repositories import deadline_of, store_at
 from modelfs.cache.cache import Cache
 from modelfs.config import Config
 from modelfs.daemon import lifecycle, mountpoints
 from modelfs.daemon.watch import CatalogWatch, StoreState
 from modelfs.engines.engine import MountOptions, choose_engine
-from modelfs.errors import BadInput, IntegrityError, Unavailable
+from modelfs.errors import BadInput, IntegrityError, NoSpace, Unavailable
 from modelfs.ids import ModelRef
 from modelfs.logs import log_event, logger_for
+from modelfs.maintenance.cached import note_repository
 from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.reader import Reader
@@ -31,12 +33,13 @@ from modelfs.repository.catalog import Catalog
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.repository.seen import SeenSerials
 from modelfs.stores.store import ObjectStore
-from modelfs.units import Deadline
+from modelfs.units import Deadline, show_size
 from modelfs.view.shelves import Library, version_id
 from modelfs.view.view import Everything, Followed, Pinned, Shown, View
 
 _LOG = logger_for(__name__)
 _CACHED_WAIT_S = 5.0
+_LEAST_CHUNKS = 8
 _LIVE = frozenset({"cache.size", "cache.min_free", "fetch.deadline", "fetch.memory", "fetch.readahead", "mount.poll",
                    "log.level", "log.format"})
 """What `reload` applies; the other settings need a remount."""
@@ -71,7 +74,26 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
     Raises what a mount can fail of: NotFound, BadInput, Conflict, Unavailable, Forbidden, IntegrityError, MountFailed.
     """
     mountpoint = paths.canonical(request.mountpoint)
-    mountpoints.check_free(mountpoint)
+    socket = paths.socket_path(mountpoint, environ)
+    with ExitStack() as claim:
+        claim.enter_context(mountpoints.claimed(mountpoint, socket.with_suffix(".lock")))
+        mountpoints.check_free(mountpoint)
+        _mount(request, _Place(mountpoint, socket, paths.state_dir(environ), claim.close), load, say, ready)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """release: for when the kernel's table shows the mount: it is no longer ours to keep others away."""
+
+    mountpoint: Path
+    socket: Path
+    state_dir: Path
+    release: Callable[[], None]
+
+
+def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], say: Callable[[str], None],
+           ready: Callable[[], None]) -> None:
+    mountpoint = place.mountpoint
     live = _Live(load())
     config = live.config
     if request.follow and (request.model is None or request.model.version):
@@ -85,11 +107,13 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
         with lifecycle.threads_without_signals():
             cache = Cache(config.cache.directory, config.cache.size, config.cache.min_free, metrics)
         undo.callback(cache.close)
-        seen = SeenSerials(paths.state_dir(environ))
+        seen = SeenSerials(place.state_dir)
         repository, begun_with, state = _begin(live, store, cache, seen, say)
+        note_repository(cache, store.url)
+        _warn_of_a_small_cache(config, cache, repository.info.chunk_size, say)
 
         def remember(catalog: Catalog) -> None:
-            repository.remember_catalog(catalog)
+            remember_catalog(cache, repository, catalog, live.renew())
             seen.note(repository.info.id, catalog.serial)
 
         versions = Versions(repository, cache, live.renew)
@@ -123,19 +147,22 @@ def mount(request: MountRequest, load: Callable[[], Config], environ: Mapping[st
             reader.set_readahead(new.fetch.readahead_bytes)
             watch.set_poll(new.mount.poll_s)
             live.config = new
-            changed = [key for key in {**old.settings, **new.settings} if
-                       getattr(old.settings.get(key), "value", None) != getattr(new.settings.get(key), "value", None)]
-            return {"applied": [key for key in changed if key in _LIVE],
-                    "needs_remount": [key for key in changed if key not in _LIVE]}
+            # what is not applied goes on being named, until the file says again what the mount began with
+            return {"applied": [key for key in _differences(old, new) if key in _LIVE],
+                    "needs_remount": [key for key in _differences(config, new) if key not in _LIVE]}
 
         def mounted() -> None:
+            place.release()
             watch.start(view)
             say(f"mounted {store.url} on {mountpoint}")
             log_event(_LOG, "info", "mount.ready", mountpoint=mountpoint, repository=store.url, engine=engine.name)
             ready()
 
-        lifecycle.serve(lifecycle.Mount(options, paths.socket_path(mountpoint, environ), view, engine, reader,
-                                        status, reload, mounted))
+        def warm(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+            return warm_for(Parts(repository, versions, fetcher, cache), fields, live.renew())
+
+        lifecycle.serve(lifecycle.Mount(options, place.socket, view, engine, reader, status, reload, mounted,
+                                        {"warm": warm}))
 
 
 def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
@@ -166,7 +193,7 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
         log_event(_LOG, "warning", "catalog.older", store=store.url, seen=newest, offered=found.catalog.serial,
                   why="a copied or restored repository?")
     else:
-        repository.remember_catalog(found.catalog)
+        remember_catalog(cache, repository, found.catalog, live.renew())
         seen.note(repository.info.id, found.catalog.serial)
     return repository, found, StoreState(store.url, "ok", latency_ms)
 
@@ -179,3 +206,24 @@ def _shown(request: MountRequest, repository: Repository, begun_with: CatalogSta
     if request.follow and found.tag is not None:
         return Followed(request.model.model, found.tag, version)
     return Pinned(version)
+
+
+def _warn_of_a_small_cache(config: Config, cache: Cache, chunk_size: int, say: Callable[[str], None]) -> None:
+    """A cache that cannot hold a few chunks keeps nothing: every read goes to the store."""
+    try:
+        room = cache.room_for(())
+    except NoSpace as error:
+        say(f"warning: {error} Nothing is kept, every read goes to the store.")
+        return
+    if room < _LEAST_CHUNKS * chunk_size:
+        free = cache.status().free_bytes
+        say(f"warning: the cache can hold {show_size(room)}, {cache.directory}: cache.size is {config.cache.size}, and "
+            f"of the {show_size(free)} free on its disk cache.min_free keeps {config.cache.min_free} of the disk. "
+            f"Nearly every read will go to the store.")
+        log_event(_LOG, "warning", "cache.small", directory=cache.directory, room_bytes=room, free_bytes=free,
+                  size=config.cache.size, min_free=config.cache.min_free)
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    return [key for key in {**old.settings, **new.settings}
+            if getattr(old.settings.get(key), "value", None) != getattr(new.settings.get(key), "value", None)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from modelfs.cache.cache_file import CacheFile, HandleTable
 from modelfs.cache.chunk_index import ChunkIndex
+from modelfs.cache.contents import CachedFile, Removal, contents, remove, room_for
 from modelfs.cache.eviction import Evictor, cache_files
 from modelfs.cache.map_file import ChunkList, read_state
 from modelfs.cache.meta_cache import MetaCache
@@ -103,6 +105,41 @@ class Cache:
         except (OSError, NoSpace) as error:
             self._trouble.note("status", error)
         return CacheStatus(self.directory, total, self._room.limit_bytes, free, files, pinned)
+
+    def contents(self) -> list[CachedFile]:
+        """Every file in the directory, as of now."""
+        try:
+            return contents(self._room)
+        except OSError as error:
+            self._trouble.note("list", error)
+            return []
+
+    def remove(self, name: str) -> Removal:
+        """Drop a file, unless it is pinned or the kernel holds it; who reads it has misses from now on."""
+        try:
+            return remove(self._room, name)
+        except (OSError, NoSpace) as error:
+            self._trouble.note("remove", error)
+            return Removal.IN_USE
+
+    def room_for(self, names: Collection[str]) -> int:
+        """Bytes that these files may take at most, and their maps, with all that is not pinned dropped for them.
+
+        Raises NoSpace where the directory cannot be used.
+        """
+        try:
+            return room_for(self._room, names)
+        except OSError as error:
+            raise NoSpace("the cache directory cannot be used", where=str(self.directory), why=str(error)) from error
+
+    def wait_until_counted(self, seconds: float) -> bool:
+        """Until it takes fills: at a large directory that nobody has counted yet this takes a while."""
+        end = time.monotonic() + seconds
+        while not self._room.is_counted:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        return True
 
     def file(self, ids: npt.NDArray[np.uint8], lengths: npt.NDArray[np.uint32]) -> CacheFile:
         """The cache file of a model file with these chunks, ids [n, 32] and decoded lengths [n] in bytes.

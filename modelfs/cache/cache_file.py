@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from modelfs.cache.chunk_index import ChunkIndex
 from modelfs.cache.eviction import Evictor
-from modelfs.cache.map_file import ChunkList
+from modelfs.cache.map_file import ChunkList, map_size
 from modelfs.cache.room import Room
 from modelfs.cache.sparse_file import GoneError, SparseFile, open_sparse, use_clock
 from modelfs.cache.trouble import Trouble
@@ -27,6 +27,7 @@ from modelfs.errors import NoSpace
 
 _TRIES = 16  # room that was made is often taken by another thread: 4 were too few for 4 threads at a 24 MiB limit
 _ABSENT_S = 0.1  # for so long a file that was not there is not looked for again (3 us a look, once a chunk)
+_PER_FILE_BYTES = 16 << 10  # last blocks of data and map, its directory, the filesystem's own blocks
 _T = TypeVar("_T")
 
 
@@ -88,6 +89,11 @@ class CacheFile:
         self._lock = threading.Lock()  # guards the two below, and that they go together
         self._checked = bytearray(chunks.rows)
         self._nonce = 0
+
+    @property
+    def disk_need(self) -> int:
+        """Bytes that the whole file takes in the cache, with its map."""
+        return self.size + map_size(self.rows) + _PER_FILE_BYTES
 
     def presence(self, row: int) -> int:
         """The chunk's count; even: absent."""

@@ -5,6 +5,8 @@ Rule: a failure is a miss; what `get` returns is what was put under that very ki
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from modelfs.cache.eviction import Evictor
 from modelfs.cache.meta_files import MetaFiles
 from modelfs.cache.trouble import Trouble
@@ -35,3 +37,31 @@ class MetaCache:
             self._trouble.note("write of small objects", error)
         except NoSpace:
             return  # others were faster: a miss
+
+    def pin(self, kind: str, name: str) -> bool:
+        """Keep it whatever else needs room, until `unpin`; False where it is not here."""
+        return self._set_pinned(kind, name, True)
+
+    def unpin(self, kind: str, name: str) -> None:
+        self._set_pinned(kind, name, False)
+
+    def update(self, kind: str, name: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace it by what change makes of it (None: it is not here), one process at a time."""
+        try:
+            self._files.update(kind, name, change)
+        except (OSError, NoSpace) as error:
+            self._trouble.note("write of small objects", error)
+
+    def clear(self) -> None:
+        """Drop all that are not pinned."""
+        try:
+            self._files.drop_oldest(1 << 62)
+        except (OSError, NoSpace) as error:
+            self._trouble.note("clearing", error)
+
+    def _set_pinned(self, kind: str, name: str, pinned: bool) -> bool:
+        try:
+            return self._files.set_pinned(kind, name, pinned)
+        except OSError as error:
+            self._trouble.note("pin", error)
+            return False

@@ -1,24 +1,29 @@
 """Small objects on disk beside the chunks: one file each, named by a hash of what it is, carrying a hash of itself.
 
-Rule: a file that is cut, flipped, or stands under another's name is a miss, and goes.
+Rule: a file that is cut, flipped, or stands under another's name is a miss, and goes. One that is pinned (its
+owner's execute bit says so, which costs no second file and survives a crash) stays when others make room.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 import time
+from collections.abc import Callable
 
 from blake3 import blake3
 
 from modelfs.cache.room import Room
-from modelfs.cache.system import disk_bytes, write_all
+from modelfs.cache.system import LOCK_WAIT_S, disk_bytes, flock_within, write_all
 from modelfs.cache.usage import META
+from modelfs.errors import NoSpace
 from modelfs.units import MiB
 
 _MAGIC = b"mfsmeta\n"
 _HEAD = len(_MAGIC) + 32
 _TEMPORARY, _TEMPORARY_S = ".new-", 60.0
+_PINNED = stat.S_IXUSR
 
 
 class MetaFiles:
@@ -61,9 +66,11 @@ class MetaFiles:
             try:
                 write_all(fd, _head(kind, name, data) + data, 0)
                 taken = disk_bytes(os.fstat(fd))
-                old = disk_bytes(path.stat()) if path.exists() else 0
+                old = path.stat() if path.exists() else None
+                if old is not None and old.st_mode & _PINNED:
+                    os.fchmod(fd, 0o600 | _PINNED)
                 os.rename(new, path)
-                taken -= old
+                taken -= disk_bytes(old) if old is not None else 0
             except OSError:
                 new.unlink(missing_ok=True)
                 taken = 0
@@ -73,12 +80,36 @@ class MetaFiles:
         finally:
             usage.change(META, taken - reserved)
 
+    def set_pinned(self, kind: str, name: str, pinned: bool) -> bool:
+        """False where there is no such object."""
+        try:
+            os.chmod(self._room.meta / _file_name(kind, name), 0o600 | (_PINNED if pinned else 0))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def update(self, kind: str, name: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace an object by what change makes of it, while no other process does the same.
+
+        Raises NoSpace where the lock is not to be had either: then it stays as it is.
+        """
+        fd = os.open(self._room.directory / "names.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not flock_within(fd, LOCK_WAIT_S):
+                raise NoSpace("small objects of the cache", why="another process holds their lock")
+            before = self.read(kind, name)
+            after = change(before)
+            if after != before:
+                self.write(kind, name, after)
+        finally:
+            os.close(fd)
+
     def total(self) -> int:
         """Bytes on disk, as counted."""
         return self._room.usage.of(META)
 
     def drop_oldest(self, size: int) -> None:
-        """Remove those not asked for longest, until about size bytes are free."""
+        """Remove those not asked for longest, until about size bytes are free; pinned ones never."""
         usage = self._room.usage
         found = []
         for entry in list(os.scandir(self._room.meta)):
@@ -86,7 +117,8 @@ class MetaFiles:
                 status = entry.stat()
             except FileNotFoundError:
                 continue
-            found.append((status.st_mtime_ns, entry.path, disk_bytes(status)))
+            if not status.st_mode & _PINNED:
+                found.append((status.st_mtime_ns, entry.path, disk_bytes(status)))
         for _, path, taken in sorted(found):
             if size <= 0:
                 return

@@ -6,14 +6,14 @@ Rule: a failing cache costs speed, never a read.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from pathlib import Path
 
 from modelfs.errors import ModelfsError
+from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 
-_log = logging.getLogger("modelfs.cache")
+_LOG = logger_for(__name__)
 
 
 class Trouble:
@@ -29,10 +29,10 @@ class Trouble:
         with self._lock:
             first = (doing, kind) not in self._seen
             self._seen.add((doing, kind))
-        level = logging.WARNING if first else logging.DEBUG
-        _log.log(level, "cache %s, %s: %s. Reads go on without it.", doing, self._where, error)
+        log_event(_LOG, "warning" if first else "debug", "cache.trouble", doing=doing, directory=self._where,
+                  error=error, effect="reads go on without it")
 
     def corrupt(self, path: Path) -> None:
         """A file of the cache does not hash to what names it, and is made anew."""
         self._metrics.add("hash_failures")
-        _log.warning("cache file %s does not hash to its name, and is dropped.", path)
+        log_event(_LOG, "warning", "cache.dropped", file=path, why="it does not hash to its name")

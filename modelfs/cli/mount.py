@@ -63,9 +63,14 @@ def _serve(session: Session, repo: str, mountpoint: str, model: str | None, foll
     def load() -> Config:
         return session.config(**flags)
 
+    def say(line: str) -> None:
+        session.output.note(line)
+        if pipe and line.startswith("warning"):
+            pipe.say(line)
+
     try:
         request = mounting.MountRequest(repo, Path(mountpoint), ModelRef.parse(model) if model else None, follow)
-        mounting.mount(request, load, session.environ, say=session.output.note,
+        mounting.mount(request, load, session.environ, say=say,
                        ready=pipe.ready if pipe else lambda: None)
     except ModelfsError as error:
         if pipe:
@@ -91,4 +96,6 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
     place = paths.canonical(Path(mountpoint))
     log = paths.state_dir(session.environ) / "logs" / f"{paths.socket_path(place, session.environ).stem}.log"
     started = background.start(arguments, log)
+    for line in started.said:
+        session.output.note(line)
     session.output.note(f"mounted {repo} on {place}, pid {started.pid}, log {started.log}")

@@ -5,28 +5,53 @@ Rule: it listens on this machine only unless told otherwise, and serves nothing 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from modelfs.cli.output import Session, command_options, examples
-from modelfs.errors import BadInput
+from modelfs.errors import BadInput, NotFound
 
 
-@click.command(epilog=examples("modelfs serve /srv/models", "modelfs serve /srv/models --host 0.0.0.0 --port 80"))
+@click.command(epilog=examples("modelfs serve /srv/models",
+                               "modelfs serve /srv/models --host 0.0.0.0 --token-file /etc/modelfs/tokens",
+                               "modelfs serve /srv/models --host 0.0.0.0 --anonymous-read"))
 @click.argument("repo")
 @click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (127.0.0.1).")
 @click.option("--port", default=8750, type=click.IntRange(0, 65535), metavar="N", help="Port (8750; 0: a free one).")
+@click.option("--token-file", metavar="F", help="Answer only who shows a token of F: a line is TOKEN (reads and "
+                                                "writes) or TOKEN read. F has mode 0600, and is read again when it "
+                                                "changes.")
+@click.option("--anonymous-read", is_flag=True, help="Let everyone read; only tokens write, without F nobody.")
 @command_options(prints_json=False)
-def command(session: Session, repo: str, host: str, port: int) -> None:
-    """Serve the repository REPO, a directory here, over HTTP until SIGTERM or Ctrl-C."""
+def command(session: Session, repo: str, host: str, port: int, token_file: str | None, anonymous_read: bool) -> None:
+    """Serve the repository REPO, a directory here, over HTTP until SIGTERM or Ctrl-C.
+
+    Without --token-file whoever is on this machine may read and push; an address that others reach needs it, or
+    --anonymous-read. An empty directory is served, too: `modelfs init` with the URL makes a repository in it.
+    """
     from modelfs.app.repositories import deadline_of
     from modelfs.repository.repository import Repository
+    from modelfs.server.access import Access, check_exposure
     from modelfs.server.running import run_server
     from modelfs.stores.file_store import FileStore
     from modelfs.stores.opening import open_store
+    from modelfs.tokens import TokenFile
 
     config = session.config()
+    access = Access(TokenFile(Path(token_file)) if token_file is not None else None, anonymous_read)
+    check_exposure(host, access)
     store = open_store(repo)
     if not isinstance(store, FileStore):
         raise BadInput(f"cannot serve {repo}", why="only a repository in a directory here can be served")
-    Repository.open(store, deadline_of(config))
-    run_server(store.root, host, port, lambda url: session.output.note(f"serving {repo} at {url}"))
+    try:
+        Repository.open(store, deadline_of(config))
+    except NotFound:
+        if not access.may_ever_write or not _is_empty(store.root):
+            raise
+        session.output.note(f"{repo} is empty: `modelfs init` with the URL makes a repository in it")
+    run_server(store.root, host, port, lambda url: session.output.note(f"serving {repo} at {url}"), access)
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())

@@ -71,7 +71,7 @@ def _state(found: dict[str, Any]) -> str:
 
 def _show(session: Session, found: dict[str, Any]) -> None:
     cache = found["cache"]
-    rows = [(key, found[key]) for key in ("mountpoint", "repository", "engine", "passthrough", "pid", "version")]
+    rows = [(key, found[key]) for key in ("mountpoint", "repository", "engine", "pid", "version")]
     rows += [("up for", f"{found['uptime_s']:.0f} s"), ("cache", cache["directory"]),
              ("cached", f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}, in {cache['files']} files"),
              ("pinned", show_size(cache["pinned_bytes"])), ("free on disk", show_size(cache["free_bytes"]))]

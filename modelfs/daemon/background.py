@@ -28,8 +28,11 @@ class Relayed(ModelfsError):
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """said: lines for people, from before it was ready."""
+
     pid: int
     log: Path
+    said: tuple[str, ...] = ()
 
 
 def start(arguments: Sequence[str], log: Path) -> Started:
@@ -64,7 +67,7 @@ def start(arguments: Sequence[str], log: Path) -> Started:
     if "error" in told:
         child.wait()  # it has only to end; then nothing of it is left when the command returns
         raise Relayed(str(told["error"]), int(told["exit_code"]))
-    return Started(child.pid, log)
+    return Started(child.pid, log, tuple(map(str, told.get("said", ()))))
 
 
 class ReadyPipe:
@@ -72,10 +75,15 @@ class ReadyPipe:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        self._said: list[str] = []
         os.set_inheritable(descriptor, False)
 
+    def say(self, line: str) -> None:
+        """For people, told with `ready`."""
+        self._said.append(line)
+
     def ready(self) -> None:
-        self._tell({"ready": True})
+        self._tell({"ready": True, "said": self._said})
         # the directory that we were started in must not be kept busy by us
         os.chdir("/")
 

@@ -1,4 +1,5 @@
-"""The control socket of a mount: one JSON line asks, one JSON line answers; both ends of it are here.
+"""The control socket of a mount: one JSON line asks, one JSON line answers, or several for what takes long; both
+ends of it are here.
 
 Rule: the socket is its owner's alone (mode 0600, and the peer's uid is looked at), and a request never waits for
 the filesystem that it is about.
@@ -13,8 +14,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ _LINE_TIMEOUT_S = 5.0
 _ERRORS: Mapping[int, type[ModelfsError]] = {
     kind.exit_code: kind for kind in (BadInput, NotFound, IntegrityError, Unavailable, Forbidden, Conflict, NoSpace)}
 
-Handler = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""A request's fields → the answer's. Raises ModelfsError, which the asker gets as his own."""
+Handler = Callable[[Mapping[str, Any]], dict[str, Any] | Iterator[dict[str, Any]]]
+"""A request's fields → the answer's, or those of several lines, one after another: an asker that leaves closes the
+iterator. Raises ModelfsError, which the asker gets as his own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,11 @@ class ControlServer:
     def _answer(self, peer: socket.socket) -> None:
         with peer, suppress(OSError):  # who asks may leave at any time
             peer.settimeout(_LINE_TIMEOUT_S)
-            peer.sendall(json.dumps(self._reply(peer)).encode() + b"\n")
+            with closing(self._replies(peer)) as replies:
+                for fields in replies:
+                    peer.sendall(json.dumps(fields).encode() + b"\n")
 
-    def _reply(self, peer: socket.socket) -> dict[str, Any]:
+    def _replies(self, peer: socket.socket) -> Generator[dict[str, Any], None, None]:
         try:
             if _peer_of(peer)[1] not in (os.geteuid(), 0):
                 raise Forbidden("not your mount")
@@ -104,9 +108,13 @@ class ControlServer:
             if handler is None:
                 raise BadInput(f"the daemon cannot {str(request.get('op'))[:40]!r}",
                                why="it may be of another version of modelfs")
-            return handler(request)
+            answer = handler(request)
+            if isinstance(answer, dict):
+                yield answer
+            else:
+                yield from answer
         except ModelfsError as error:
-            return _error_fields(error)
+            yield _error_fields(error)
 
 
 def ask(path: Path, request: Mapping[str, Any], timeout_s: float = 10.0) -> Answer:
@@ -118,9 +126,22 @@ def ask(path: Path, request: Mapping[str, Any], timeout_s: float = 10.0) -> Answ
         except OSError as error:
             raise _silent(path, error) from error
         pid = _peer_of(peer)[0]
-    if "error" in fields:
-        raise _ERRORS.get(fields.get("exit_code", 1), ModelfsError)(str(fields["error"]))
-    return Answer(pid, fields)
+    return Answer(pid, _good(fields))
+
+
+def stream(path: Path, request: Mapping[str, Any], timeout_s: float = 60.0) -> Generator[dict[str, Any], None, None]:
+    """The lines of an answer that takes long, as they come; leaving off ends what the daemon does for it.
+
+    timeout_s: between two lines. Raises as `ask`.
+    """
+    with _connected(path, timeout_s) as peer:
+        try:
+            peer.sendall(json.dumps(request).encode() + b"\n")
+            with peer.makefile("rb") as lines:
+                while line := lines.readline(_MAX_LINE):
+                    yield _good(_parse(line))
+        except OSError as error:
+            raise _silent(path, error) from error
 
 
 def daemon_pid(path: Path) -> int | None:
@@ -142,6 +163,12 @@ def sockets(environ: Mapping[str, str]) -> list[Path]:
 
 def _error_fields(error: ModelfsError) -> dict[str, Any]:
     return {"error": str(error), "exit_code": error.exit_code}
+
+
+def _good(fields: dict[str, Any]) -> dict[str, Any]:
+    if "error" in fields:
+        raise _ERRORS.get(fields.get("exit_code", 1), ModelfsError)(str(fields["error"]))
+    return fields
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from modelfs.daemon import mountpoints
-from modelfs.daemon.control import ControlServer
+from modelfs.daemon.control import ControlServer, Handler
 from modelfs.daemon.mountpoints import MountEntry
 from modelfs.engines.engine import Engine, MountFailed, MountOptions, raise_readahead
 from modelfs.errors import BadInput, Conflict, ModelfsError, NotFound
@@ -44,7 +44,8 @@ class Waiters(Protocol):
 @dataclass(frozen=True, slots=True)
 class Mount:
     """What is mounted, and by what. reload: reads the configuration again; the answer's fields.
-    status: the fields of `status`. mounted: called once, when the mount answers."""
+    status: the fields of `status`. mounted: called once, when the mount answers. handlers: what else the control
+    socket answers."""
 
     options: MountOptions
     socket: Path
@@ -54,6 +55,7 @@ class Mount:
     status: Callable[[], dict[str, Any]]
     reload: Callable[[], dict[str, Any]]
     mounted: Callable[[], None]
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
 
 
 @contextmanager
@@ -103,8 +105,8 @@ class _Running:
         self._forced = False
         self._entry: MountEntry | None = None
         self._reloading = threading.Lock()
-        self._control = ControlServer(mount.socket, {"status": lambda _: mount.status(), "reload": self._reload,
-                                                     "umount": self._umount})
+        self._control = ControlServer(mount.socket, {**mount.handlers, "status": lambda _: mount.status(),
+                                                     "reload": self._reload, "umount": self._umount})
 
     def close_control(self) -> None:
         self._control.close()

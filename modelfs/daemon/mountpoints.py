@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelfs import paths
 from modelfs.errors import BadInput, Conflict, Forbidden, ModelfsError, NotFound
 
 FSTYPE = "fuse.modelfs"
@@ -81,6 +85,21 @@ def check_free(mountpoint: Path) -> None:
                        why=f"the directory is not empty ({first.name[:60]!r})", advice="Choose an empty directory.")
 
 
+@contextmanager
+def claimed(mountpoint: Path, lock: Path) -> Iterator[None]:
+    """While a mount begins: that no other begins here. Until the kernel's table has the first of two that begin at
+    once, each would find the directory free, and they would be stacked.
+
+    lock: a file of this mount point's own, in a directory of ours. Raises Conflict, Forbidden.
+    """
+    fd = _locked(mountpoint, lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(fd)
+
+
 def is_dead(mountpoint: Path) -> bool:
     """Whether what is mounted here has lost its daemon. Asks it: only for who can wait for a daemon that hangs."""
     try:
@@ -120,6 +139,26 @@ def abort(device: int) -> bool:
 
 def not_mounted(mountpoint: Path) -> NotFound:
     return NotFound("no modelfs mount", where=str(mountpoint), advice="`modelfs status` lists what is mounted.")
+
+
+def _locked(mountpoint: Path, lock: Path) -> int:
+    paths.make_private(lock.parent)
+    while True:
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise Forbidden("cannot lock the mount point", where=str(lock), why=error.strerror or str(error)) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.lstat(lock)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise Conflict("the mount point is taken", where=str(mountpoint), why="another mount is starting there",
+                           advice="`modelfs status` shows it once it answers.") from None
+        except FileNotFoundError:
+            pass  # who had it has just removed it
+        os.close(fd)
 
 
 def _fusermount(mountpoint: Path, lazy: bool) -> None:

@@ -18,6 +18,8 @@ from modelfs.view.view import View
 READAHEAD_KB = 1024
 """Through fusepy, cached: 0.4-0.6 GB/s at the kernel's 128, 0.4-0.8 at 1024; cold over HTTP 0.12-0.18 and 0.16-0.20
 (2 noisy cores). 4096 gained nothing more."""
+IN_A_CONTAINER = ("In a container it takes docker run --device /dev/fuse --cap-add SYS_ADMIN "
+                  "--security-opt apparmor=unconfined.")
 
 
 class MountFailed(ModelfsError):
@@ -63,10 +65,10 @@ def check_fuse(options: MountOptions) -> None:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except FileNotFoundError as error:
         raise BadInput("cannot mount", where="/dev/fuse", why="the device is missing",
-                       advice="Load the module (modprobe fuse); in a container pass --device /dev/fuse.") from error
+                       advice="Load the module: modprobe fuse. " + IN_A_CONTAINER) from error
     except OSError as error:
         raise Forbidden("cannot mount", where="/dev/fuse", why=error.strerror or str(error),
-                        advice="In a container pass --device /dev/fuse --cap-add SYS_ADMIN." if os.geteuid() == 0 else
+                        advice=IN_A_CONTAINER if os.geteuid() == 0 else
                         "Its mode is usually 0666: ask an admin for `chmod 666 /dev/fuse`.") from error
     if os.geteuid() != 0 and not (shutil.which("fusermount3") or shutil.which("fusermount")):
         raise BadInput("cannot mount", where="fusermount3", why="the program is missing",

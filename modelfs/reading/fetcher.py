@@ -211,7 +211,7 @@ class Fetcher:
                     self._failures = {k: v for k, v in self._failures.items() if v[0] > now}
                 memory = _REMEMBER_DAMAGE_S if isinstance(error, IntegrityError) else _REMEMBER_FAILURE_S
                 self._failures[flight.ref] = (now + memory, error)
-        if waiters and self._stopped is None:
+        if waiters and self._stopped is None and not self._patient:  # a command ends with the error as its one line
             self._log(flight, "chunk.failed", error)
         for waiter in waiters:
             waiter.failed(flight.ref.id, error)

@@ -52,9 +52,11 @@ class Index:
             row += 1
         return None
 
+    def row(self, row: int) -> Located:
+        return Located(ChunkId(self.ids[row].tobytes()), int(self.lengths[row]), self.places.place(row))
+
     def all(self) -> list[Located]:
-        return [Located(ChunkId(self.ids[row].tobytes()), int(self.lengths[row]), self.places.place(row))
-                for row in range(len(self))]
+        return [self.row(row) for row in range(len(self))]
 
 
 def serialise(chunks: list[Located], kind: str = "index") -> bytes:

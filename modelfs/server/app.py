@@ -1,7 +1,7 @@
 """The HTTP server over a repository's directory: objects by key, whole or in ranges, straight from the page cache.
 
-Rule: whatever a client sends, it gets an object that the repository names or a refusal, and the server goes on. It only
-reads so far: every other method is refused.
+Rule: whatever a client sends, it gets an object that the repository names or a refusal, and the server goes on. Who may
+ask is decided before anything else is looked at (access.py); what is uploaded is checked before it shows (uploads.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,49 +18,109 @@ from aiohttp import web
 
 from modelfs import __version__
 from modelfs.errors import ObjectMissing
+from modelfs.logs import log_event
+from modelfs.server.access import READING, Access
 from modelfs.server.conditions import Span, Unsatisfiable, matches, requested_span
 from modelfs.server.objects import OpenObject, is_served, open_object
+from modelfs.server.uploads import Refused, Uploads, drain
+from modelfs.stores.file_store import FileStore
 
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
-    """Who is sending an answer; only the event loop's thread touches it."""
+    """Who is sending an answer, or receiving an upload; only the event loop's thread touches it."""
 
     tasks: set[asyncio.Task[object]] = field(default_factory=set)
 
 
 _ROOT: web.AppKey[Path] = web.AppKey("root", Path)
+_ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
+_UPLOADS: web.AppKey[Uploads] = web.AppKey("uploads", Uploads)
 _SENDING: web.AppKey[_Sending] = web.AppKey("sending", _Sending)
 _NAME = f"modelfs/{__version__}"
-_WRITING = frozenset({"PUT", "POST", "PATCH", "DELETE"})
 _log = logging.getLogger("modelfs.server")
 
 
-def build_app(root: Path) -> web.Application:
+def build_app(root: Path, access: Access) -> web.Application:
     """root: the repository's directory; it may come into being later."""
     app = web.Application()
     app[_ROOT] = root
+    app[_ACCESS] = access
+    app[_UPLOADS] = Uploads(FileStore(root))
     app[_SENDING] = _Sending()
-    app.router.add_route("*", "/{anything:.*}", _answer)
+    app.router.add_route("*", "/{anything:.*}", _answer, expect_handler=_say_nothing_yet)
+    app.on_cleanup.append(_close)
     return app
 
 
 def cut_off(app: web.Application) -> None:
-    """End the answers that are still being sent: their clients see a connection that broke, never a short object."""
+    """End what is still being sent and received: clients see a connection that broke, never a short object."""
     for task in tuple(app[_SENDING].tasks):
         task.cancel()
 
 
+async def _close(app: web.Application) -> None:
+    app[_UPLOADS].close()
+
+
+async def _say_nothing_yet(request: web.Request) -> None:
+    """100 Continue is said where the body is read: who is refused need not send it."""
+
+
 async def _answer(request: web.Request) -> web.StreamResponse:
-    if request.method in _WRITING:
-        return _text(403, "this server only reads")
-    if request.method not in ("GET", "HEAD"):
-        return _text(405, "only GET and HEAD are known here", Allow="GET, HEAD")
+    refusal = request.app[_ACCESS].refusal(request.method, request.headers.get("Authorization"),
+                                           "Origin" in request.headers)
+    if refusal is not None:
+        log_event(_log, "info", "request.refused", key=f"{request.remote} {refusal.line}", peer=request.remote or "",
+                  method=request.method, path=request.path, why=refusal.line)
+        return await _refuse(request, refusal.status, refusal.line,
+                             **({"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}))
     key = _key_of(request)
+    if request.method == "PUT":
+        return await _put(request, key)
+    if request.method not in READING:
+        return await _refuse(request, 405, "only GET, HEAD and PUT are known here", Allow="GET, HEAD, PUT")
     if key == "":
         return _text(200, f"A repository of modelfs {__version__}: `modelfs ls` with this URL shows what is in it.")
     if not is_served(key):
         return _text(404, "no such object")
+    return await _get(request, key)
+
+
+async def _put(request: web.Request, key: str) -> web.StreamResponse:
+    if not is_served(key) or key.startswith("keys/"):
+        return await _refuse(request, 404, "no object has this name")
+    with _sending(request):
+        try:
+            new, etag = await request.app[_UPLOADS].put(request, key)
+        except Refused as refused:
+            return await _refuse(request, refused.status, refused.line, **refused.headers)
+    return web.Response(status=201 if new else 200,
+                        headers={"ETag": f'"{etag}"', "Cache-Control": "no-store", "Server": _NAME})
+
+
+async def _refuse(request: web.Request, status: int, line: str, **headers: str) -> web.StreamResponse:
+    """Read what the client is still sending, so that it comes to read the answer."""
+    with _sending(request):
+        answer = _text(status, line, **headers)
+        if not await drain(request):
+            answer.force_close()
+    return answer
+
+
+@contextmanager
+def _sending(request: web.Request) -> Iterator[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    tasks = request.app[_SENDING].tasks
+    tasks.add(task)
+    try:
+        yield
+    finally:
+        tasks.discard(task)
+
+
+async def _get(request: web.Request, key: str) -> web.StreamResponse:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.run_in_executor(None, open_object, request.app[_ROOT], key)
@@ -113,19 +175,15 @@ async def _sendfile(request: web.Request, fd: int, span: Span) -> None:
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
-    task = asyncio.current_task()
-    assert task is not None
-    request.app[_SENDING].tasks.add(task)
     sent = 0
     try:
-        with open(fd, "rb", buffering=0, closefd=False) as file:
+        with _sending(request), open(fd, "rb", buffering=0, closefd=False) as file:
             sent = await asyncio.get_running_loop().sendfile(transport, file, span.first, span.length)
         if sent != span.length:
             raise ConnectionAbortedError("the object became shorter")
     except RuntimeError as error:  # asyncio's, of a transport that closes meanwhile
         raise ConnectionResetError(str(error)) from error
     finally:
-        request.app[_SENDING].tasks.discard(task)
         if sent != span.length:
             transport.abort()
 

@@ -32,6 +32,10 @@ def is_served(key: str) -> bool:
     return bool(_NAMED_BY_DIGEST.fullmatch(key) or _HASHED.fullmatch(key))
 
 
+def is_named_by_digest(key: str) -> bool:
+    return _NAMED_BY_DIGEST.fullmatch(key) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class OpenObject:
     """fd: to be closed by who has this. size: bytes. etag: with its quotes; changes whenever the content does."""

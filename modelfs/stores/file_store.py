@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import random
 import re
 import secrets
 import stat
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from blake3 import blake3
 
@@ -31,6 +32,7 @@ from modelfs.errors import (
     SwapLost,
     Unavailable,
 )
+from modelfs.stores.file_range import FileRange, pread_all
 from modelfs.stores.names import check_key, check_prefix, check_range, is_key
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo
 from modelfs.units import Deadline, MiB
@@ -67,13 +69,13 @@ class FileStore:
                     raise Malformed("an object is too large", where=self._where(key),
                                     why=f"{size} bytes where at most {limit} are expected")
                 data = bytearray(size)
-                _pread_all(fd, memoryview(data), 0, self._where(key))
+                pread_all(fd, memoryview(data), 0, self._where(key))
             finally:
                 os.close(fd)
         found = _etag_of(data)
         return None if found == etag else Fetched(bytes(data), found)
 
-    def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> _FileRange:
+    def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> FileRange:
         check_key(key)
         check_range(key, offset, length)
         deadline.check("an object was not read in time", self._where(key))
@@ -83,7 +85,7 @@ class FileStore:
             os.close(fd)
             raise Malformed("an object is too short", where=self._where(key),
                             why=f"it has {size} bytes, and {length} at {offset} are asked for")
-        return _FileRange(fd, offset, length, deadline, self._where(key))
+        return FileRange(fd, offset, length, deadline, self._where(key))
 
     def stat(self, key: str, deadline: Deadline) -> ObjectInfo:
         check_key(key)
@@ -136,6 +138,19 @@ class FileStore:
         with self._errors(key, writing=True), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self._path(key))
 
+    def touch(self, key: str) -> None:
+        """As if it had been put again just now: gc goes by an object's age. Raises ObjectMissing."""
+        check_key(key)
+        with self._errors(key, writing=True):
+            os.utime(self._path(key))
+
+    def receive(self, key: str) -> Incoming:
+        """Begin an object that comes in pieces. Raises NoSpace, Forbidden, Malformed."""
+        check_key(key)
+        path = self._path(key)
+        with self._errors(key, writing=True):
+            return Incoming(path, *_temporary_beside(path), lambda: self._errors(key, writing=True))
+
     def sweep(self, older_than_s: float) -> int:
         """Remove what writers that were killed left behind; the bytes freed.
 
@@ -180,7 +195,7 @@ class FileStore:
             return None
         try:
             data = bytearray(size)
-            _pread_all(fd, memoryview(data), 0, self._where(key))
+            pread_all(fd, memoryview(data), 0, self._where(key))
         finally:
             os.close(fd)
         return _etag_of(data)
@@ -203,9 +218,7 @@ class FileStore:
     @contextmanager
     def _written(self, path: Path, data: Buffer, deadline: Deadline) -> Iterator[Path]:
         """data in a synced temporary file beside path, gone afterwards unless it was renamed."""
-        _make_directories(path.parent)
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        temporary, fd = _temporary_beside(path)
         try:
             try:
                 view = memoryview(data).cast("B")
@@ -275,50 +288,63 @@ class FileStore:
         return Unavailable(f"an object cannot be {doing}", where=where, why=why)
 
 
-class _FileRange:
-    """A RangeStream of a file."""
+class Incoming:
+    """An object that comes in pieces, in a temporary file until it is kept; `sweep` removes what a killed writer left.
 
-    __slots__ = ("_deadline", "_end", "_fd", "_offset", "_where")
+    Raises NoSpace, Forbidden, Unavailable. Calls may come from different threads: a discard waits for a write.
+    """
 
-    def __init__(self, fd: int, offset: int, length: int, deadline: Deadline, where: str) -> None:
-        self._fd, self._offset, self._end = fd, offset, offset + length
-        self._deadline, self._where = deadline, where
+    def __init__(self, path: Path, temporary: Path, fd: int,
+                 errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._path, self._temporary, self._fd, self._errors = path, temporary, fd, errors
+        self._hasher = blake3()
+        self._lock = threading.Lock()  # guards all of it; _fd is -1 once the file has gone
+        self.size = 0
 
-    def readinto(self, view: memoryview) -> None:
-        view = view.cast("B")
-        if self._offset + len(view) > self._end:
-            raise ModelfsError("more was read than the range has", where=self._where)
-        self._deadline.check("an object was not read in time", self._where)
-        try:
-            _pread_all(self._fd, view, self._offset, self._where)
-        except OSError as error:
-            raise Unavailable("an object cannot be read", where=self._where,
-                              why=error.strerror or str(error)) from error
-        self._offset += len(view)
+    def write(self, piece: Buffer) -> None:
+        with self._lock, self._errors():
+            view = memoryview(piece).cast("B")
+            self._hasher.update(view)
+            self.size += len(view)
+            while view:
+                view = view[os.write(self._fd, view):]
 
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def digest(self) -> str:
+        with self._lock:
+            return self._hasher.hexdigest()
 
-    def __enter__(self) -> _FileRange:
-        return self
+    def content(self) -> memoryview:
+        """What was written so far, mapped."""
+        with self._lock, self._errors():
+            return memoryview(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ) if self.size else b"")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
+    def keep(self) -> None:
+        """Put the object in its place, durably."""
+        with self._lock, self._errors():
+            os.fsync(self._fd)
+            _date_after(self._temporary, self._path)
+            os.replace(self._temporary, self._path)
+            _sync_directory(self._path.parent)
+
+    def discard(self) -> None:
+        """Remove what was not kept. Always call it at the end."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                with suppress(OSError):  # kept, or on a disk that failed: the sweep comes by again
+                    os.unlink(self._temporary)
 
 
 def _etag_of(data: Buffer) -> str:
     return blake3(data).hexdigest()
 
 
-def _pread_all(fd: int, view: memoryview, offset: int, where: str) -> None:
-    while view:
-        done = os.preadv(fd, [view], offset)
-        if not done:
-            raise Malformed("an object became shorter while it was read", where=where)
-        view, offset = view[done:], offset + done
+def _temporary_beside(path: Path) -> tuple[Path, int]:
+    """A new file and its descriptor, with a name that `sweep` knows."""
+    _make_directories(path.parent)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
 
 def _date_after(temporary: Path, old: Path) -> None:

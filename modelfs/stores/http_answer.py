@@ -30,6 +30,7 @@ from modelfs.units import Deadline, KiB, MiB
 
 _MAX_SKIP = 64 * MiB  # the largest pack: what a server without ranges may make us read in vain
 _DRAIN = 64 * KiB  # an error's text is read to keep its connection; what is longer costs more than a new one
+_REASON = 500
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _RETRY_STATUS = frozenset({408, 425, 429})
@@ -39,10 +40,12 @@ NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.
 class Answer:
     """An answer whose head has come: what it says, checked, and its body as it arrives."""
 
-    __slots__ = ("_body", "_deadline", "_response", "status", "where")
+    __slots__ = ("_body", "_credentials", "_deadline", "_response", "status", "where")
 
-    def __init__(self, response: Response, body: http.client.HTTPResponse, deadline: Deadline, where: str) -> None:
-        self._response, self._body, self._deadline = response, body, deadline
+    def __init__(self, response: Response, body: http.client.HTTPResponse, deadline: Deadline, where: str,
+                 credentials: str = "") -> None:
+        """credentials: what to tell who is refused for want of them."""
+        self._response, self._body, self._deadline, self._credentials = response, body, deadline, credentials
         self.status, self.where = response.status_code, where
 
     def header(self, name: str) -> str | None:
@@ -68,19 +71,22 @@ class Answer:
             raise Unavailable("a store does not answer well", where=self.where, why=self._status_text(),
                               retry_after_s=_retry_after(self.header("Retry-After")))
         if found >= 400:
-            raise Forbidden("a store refuses", where=self.where, why=self._status_text())
+            raise Forbidden("a store refuses", where=self.where, why=self._status_text() + self._reason(),
+                            advice=self._credentials if found in (401, 403) else "")
         if found != status:
             raise self._wrong(self._status_text())
         encoding = (self.header("Content-Encoding") or "identity").strip().lower()
         if encoding != "identity":
             raise self._wrong(f"Content-Encoding {encoding[:40]!r} where none was asked for")
 
-    def expect_written(self) -> None:
-        """The answer to PUT and DELETE. A store that knows no writing refuses with 405 or 501."""
+    def expect_written(self, refused: str = "a store only reads") -> None:
+        """The answer to PUT and DELETE. A store that does not know the method says so by 405 or 501."""
         if self.status in (405, 501):
-            raise Forbidden("a store only reads", where=self.where, why=self._status_text())
+            raise Forbidden(refused, where=self.where, why=self._status_text() + self._reason())
         if self.status == 507:
-            raise NoSpace("an object cannot be written", where=self.where, why=self._status_text())
+            raise NoSpace("an object cannot be written", where=self.where, why=self._status_text() + self._reason())
+        if self.status == 422:  # what was sent is not what arrived
+            raise Unavailable("an upload was damaged on its way", where=self.where, why=self._reason().lstrip(": "))
         if self.status not in (200, 201, 202, 204):
             self.expect(200)
 
@@ -171,6 +177,17 @@ class Answer:
 
     def _status_text(self) -> str:
         return f"HTTP {self.status} {(self._response.reason or '')[:60]}".strip()
+
+    def _reason(self) -> str:
+        """What modelfs's own server says of it, one line; pages for browsers are left out."""
+        length = self.length()
+        if not (self.header("Content-Type") or "").startswith("text/plain") or not length or length > _REASON:
+            return ""
+        try:
+            text = (self.read_to_end(_REASON) or b"").decode("utf-8", "replace")
+        except Unavailable:
+            return ""  # the status says enough
+        return ": " + " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
     def _wrong(self, why: str) -> Unavailable:
         return Unavailable("a store does not answer well", where=self.where, why=why)

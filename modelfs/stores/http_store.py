@@ -20,19 +20,22 @@ from modelfs.units import Deadline, KiB
 
 MAX_REDIRECTS = 5
 _UPLOAD_PIECE = 256 * KiB
+_WRITE_STALL_S = 30.0  # a server answers once the object is on its disk; several packs at once keep a slow one busy
 
 
 class HttpStore:
     """The ObjectStore at an http or https URL. An etag is the ETag header, verbatim.
 
     headers: asked before every request, for headers like Authorization; they go to url's own host only.
+    credentials: what to tell who is refused about where they come from, without a secret.
     verify: False or the path of a CA bundle, as in requests; proxies are those of the environment, as there.
     """
 
     def __init__(self, url: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-                 verify: bool | str = True) -> None:
+                 verify: bool | str = True, credentials: str = "") -> None:
         self.url = _checked_url(url)
         self._headers = headers
+        self._credentials = credentials
         self._verify = verify
         self._session = TimedSession(connections)
 
@@ -101,7 +104,7 @@ class HttpStore:
     def delete(self, key: str, deadline: Deadline) -> None:
         with self._ask("DELETE", key, deadline) as answer:
             if answer.status not in (404, 410):
-                answer.expect_written()
+                answer.expect_written("a store deletes nothing over HTTP")
 
     def _ask(self, method: str, key: str, deadline: Deadline, headers: Mapping[str, str] | None = None,
              body: _Upload | None = None) -> Answer:
@@ -128,7 +131,7 @@ class HttpStore:
 
     def _send(self, method: str, url: str, deadline: Deadline, headers: dict[str, str], body: _Upload | None,
               where: str) -> Answer:
-        exchange = Exchange(deadline)
+        exchange = Exchange(deadline) if body is None else Exchange(deadline, _WRITE_STALL_S)
         try:
             response = self._session.exchange(
                 exchange, method, url, data=body, verify=self._verify,
@@ -136,7 +139,7 @@ class HttpStore:
         except NETWORK_ERRORS as error:
             raise failure(error, deadline, where) from error
         assert exchange.body is not None
-        return Answer(response, exchange.body, deadline, where)
+        return Answer(response, exchange.body, deadline, where, self._credentials)
 
 
 class _Upload:

@@ -18,10 +18,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-               verify: bool | str = True) -> ObjectStore:
+               verify: bool | str = True, credentials: str = "") -> ObjectStore:
     """The store of a directory's path, a file:// URL or an http(s):// URL, without retries (see RetryingStore).
 
-    connections, headers, verify: of HttpStore; a directory needs none of them. Raises BadInput.
+    connections, headers, verify, credentials: of HttpStore; a directory needs none of them. Raises BadInput.
     """
     found = _SCHEME.match(spec)
     if not found:
@@ -33,8 +33,14 @@ def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping
         return FileStore(_path_of(spec))
     if scheme in ("http", "https"):
         from modelfs.stores.http_store import HttpStore  # 100 ms of imports that a local repository does without
-        return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, verify=verify)
+        return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, verify=verify,
+                         credentials=credentials)
     raise BadInput(f"no store for {scheme}://", why="a repository is a path, file://, http:// or https://")
+
+
+def is_http(spec: str) -> bool:
+    found = _SCHEME.match(spec)
+    return found is not None and found[1].lower() in ("http", "https")
 
 
 def _path_of(url: str) -> Path:

@@ -7,18 +7,18 @@ to another push reads the catalog again and goes on from there, so pushes at onc
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelfs.errors import Conflict, IntegrityError, ModelfsError, SwapLost
+from modelfs.errors import Conflict, IntegrityError, ModelfsError, ObjectMissing
 from modelfs.ids import ChunkId, ModelName, ModelRef, ObjectId
 from modelfs.repository import history, index, keys, layout, manifest
 from modelfs.repository.catalog import Catalog
+from modelfs.repository.changing import swap_catalog, until_swapped
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Index, Located
 from modelfs.repository.manifest import content_digest
@@ -34,7 +34,7 @@ from modelfs.units import Deadline, rfc3339
 _UPLOADS = 4
 _LIKE_INDEXES = 8
 MAX_HEAD_BYTES = 2 * HEAD_TARGET_BYTES
-_TRIES = 100
+MAX_LAYOUT_BYTES = 4096 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class _Push:
         self.journal = Journal(options.state, repository.info.id, ref.model)
         self.indexes: list[tuple[ObjectId, Index]] = []
         self.resumed: dict[ChunkId, Located] = {}
+        self.resumed_at: str | None = None  # etag of the catalog, read before the resumed packs were seen to be there
         self.placed: dict[ChunkId, Located] = {}  # guarded by lock
         self.heads: set[ObjectId] = set()
         self.uploaded = 0  # guarded by lock
@@ -102,9 +103,10 @@ class _Push:
         files = scan(source, self.options.follow_links)
         self.progress.total(sum(file.size for file in files))
         try:
-            self._load_indexes(self.repository.catalog(self.options.renew()).catalog)
+            state = self.repository.catalog(self.options.renew())
+            self._load_indexes(state.catalog)
             if not self.options.dry_run:
-                self._resume()
+                self._resume(state)
             with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as uploads:
                 pending = _Pending(uploads, self._put_pack)
                 encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1,
@@ -127,8 +129,11 @@ class _Push:
         self.indexes = [(id, have.get(id) or self.repository.index(id, self.options.renew()))
                         for id in catalog.indexes]
 
-    def _resume(self) -> None:
+    def _resume(self, state: CatalogState) -> None:
+        self.resumed_at = state.etag
         for pack in self.journal.adopt():
+            if keys.pack(pack) in state.catalog.dropped:  # gc may be deleting it
+                continue
             try:
                 chunks = self.repository.pack_chunks(pack, self.options.renew())
             except IntegrityError:  # missing, or no pack any more: it is pushed again
@@ -165,21 +170,45 @@ class _Push:
         body = manifest.serialise(tree.files, tree.ids, tree.lengths, [])
         manifest_id = ObjectId.of(body)
         located: tuple[dict[ChunkId, Place], list[Located]] | None = None
-        for number in range(_TRIES):
-            state = self.repository.catalog(self.options.renew())
-            if located is None or not {id for id, _ in self.indexes} <= set(state.catalog.indexes):
-                self._load_indexes(state.catalog)
+
+        def attempt(state: CatalogState) -> PushReport:
+            nonlocal located
+            still_there = {id for id, _ in self.indexes} <= set(state.catalog.indexes)
+            self._load_indexes(state.catalog)
+            if self._forsake(state) or not still_there or located is None:
                 located = self._locate(tree)
-            else:  # every index that was counted on is still there
-                self._load_indexes(state.catalog)
             places, fresh = located
-            version = self._version(tree, manifest_id, places)
-            try:
-                return self._publish(state, tree, version, body, places, fresh)
-            except SwapLost:
-                time.sleep(random.uniform(0, min(0.01 * (number + 1), 1.0)))
-        raise Conflict(f"push of {self.model}", where=self.repository.store.url,
-                       why=f"other pushes came first {_TRIES} times")
+            return self._publish(state, tree, self._version(tree, manifest_id, places), body, places, fresh)
+
+        return until_swapped(self.repository, f"push of {self.model}", self.options.renew, attempt)
+
+    def _forsake(self, state: CatalogState) -> bool:
+        """Give up resumed packs that gc took, or is about to: it drops them first, so this catalog, read before they
+        are looked for, either shows it or cannot be swapped any more.
+
+        Returns whether there were any. Raises Conflict where an object of this push's own has gone.
+        """
+        dropped = state.catalog.dropped
+        if not all(self._is_there(key) for key in self.written & dropped.keys()):
+            raise self._removed_meanwhile()
+        if state.etag is not None and state.etag == self.resumed_at:
+            return False
+        self.resumed_at = state.etag
+        gone = {id for id in {chunk.place.pack for chunk in self.resumed.values()}
+                if keys.pack(id) in dropped or not self._is_there(keys.pack(id))}
+        self.resumed = {id: chunk for id, chunk in self.resumed.items() if chunk.place.pack not in gone}
+        return bool(gone)
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.repository.store.stat(key, self.options.renew())
+        except ObjectMissing:
+            return False
+        return True
+
+    def _removed_meanwhile(self) -> Conflict:
+        return Conflict(f"push of {self.model}", where=self.repository.store.url,
+                        why="chunks that it counted on were removed meanwhile", advice="Push again.")
 
     def _locate(self, tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
         """Where each chunk lies, and which of them no index names yet."""
@@ -190,8 +219,7 @@ class _Push:
             if found is None:
                 found = self.placed.get(id) or self.resumed.get(id)
                 if found is None:
-                    raise Conflict(f"push of {self.model}", where=self.repository.store.url,
-                                   why="chunks that it counted on were removed meanwhile", advice="Push again.")
+                    raise self._removed_meanwhile()
                 fresh.append(found)
             places[id] = found.place
         return places, fresh
@@ -226,7 +254,7 @@ class _Push:
             indexes, dropped = self._write_index(fresh, dropped)
             placement = layout.serialise(version.manifest, [places[id] for id in tree.ids],
                                          self._head_packs(tree, places))
-            self._put(keys.layout(version.manifest), placement, only_if_absent=True)
+            self._put_layout(keys.layout(version.manifest), placement, dropped)
             self._put(keys.manifest(version.manifest), body)
         if rows.sealable():
             segment = history.segment_bytes(self.model, rows.sealable())
@@ -240,7 +268,21 @@ class _Push:
         catalog = state.catalog.next(rfc3339(time.time()), models={**state.catalog.models,
                                                                    self.model: ObjectId.of(text)},
                                      removed=removed, indexes=indexes, dropped=dropped)
-        self.repository.store.swap(keys.CATALOG, state.etag, catalog.serialise(), self.options.renew())
+        swap_catalog(self.repository, state, catalog, self.options.renew)
+
+    def _put_layout(self, key: str, placement: bytes, dropped: Container[str]) -> None:
+        """Only where there is none, or one that was dropped with its version, and may name packs that go."""
+        if key not in dropped:
+            self._put(key, placement, only_if_absent=True)
+            return
+        try:
+            old = self.repository.store.get(key, self.options.renew(), limit=MAX_LAYOUT_BYTES, fresh=True)
+        except ObjectMissing:
+            old = None
+        self.repository.store.swap(key, old.etag if old else None, placement, self.options.renew())
+        with self.lock:
+            self.written.add(key)
+            self.uploaded += len(placement)
 
     def _head_packs(self, tree: Tree, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
         """This push's head packs, and older ones that hold heads of this version (all it has there is small)."""
@@ -294,11 +336,11 @@ class _Push:
 
 
 class _Pending:
-    """Packs on their way to the store: at most twice _UPLOADS, so that memory stays bounded."""
+    """Packs on their way to the store, as many as there are uploads: memory stays bounded, and a kill loses little."""
 
     def __init__(self, pool: ThreadPoolExecutor, put: Callable[[SealedPack], None]) -> None:
         self._pool, self._put = pool, put
-        self._room = threading.BoundedSemaphore(2 * _UPLOADS)
+        self._room = threading.BoundedSemaphore(_UPLOADS)
         self._futures: list[Future[None]] = []
         self._failed: ModelfsError | None = None
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from modelfs.daemon import control
-from modelfs.daemon.control import ControlServer, NoDaemon, ask
+from modelfs.daemon.control import ControlServer, NoDaemon, ask, stream
 from modelfs.errors import BadInput, Conflict, Malformed
 
 Serve = Callable[..., ControlServer]
@@ -128,3 +128,34 @@ def test_a_daemon_that_ends_while_it_is_asked_is_an_error(path: Path) -> None:
         threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
         with pytest.raises((Malformed, control.Unavailable)):
             ask(path, {"op": "ping"})
+
+
+def test_what_takes_long_answers_in_lines_and_its_error_is_the_askers(serve: Serve, path: Path) -> None:
+    def count(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from ({"at": number} for number in range(3))
+        if request.get("fail"):
+            raise Conflict("enough", where="/mnt")
+
+    serve(count=count)
+    assert [line["at"] for line in stream(path, {"op": "count"})] == [0, 1, 2]
+    lines = stream(path, {"op": "count", "fail": True})
+    assert [next(lines)["at"] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(Conflict, match="enough, /mnt"):
+        next(lines)
+
+
+def test_an_asker_that_leaves_ends_what_is_done_for_it(serve: Serve, path: Path) -> None:
+    ended = threading.Event()
+
+    def forever(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            while True:
+                yield {}
+        finally:
+            ended.set()
+
+    serve(forever=forever)
+    lines = stream(path, {"op": "forever"})
+    next(lines)
+    lines.close()
+    assert ended.wait(30)

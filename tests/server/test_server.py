@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def raw(url: str, request: bytes, half_close: bool = False) -> bytes:
         try:
             connection.sendall(request)
             if half_close:
-                connection.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # ENOTCONN: it has been reset already
+                    connection.shutdown(socket.SHUT_WR)
             while data := connection.recv(65536):
                 out += data
         except ConnectionError:

@@ -1,0 +1,180 @@
+"""What a catalog leads to, and so what gc must keep: histories, segments, manifests, layouts, indexes, packs.
+
+Rule: where anything that is named cannot be read, it is not known what else it names, and the walk raises; what is
+not known to be dead is alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelfs.errors import IntegrityError
+from modelfs.ids import ObjectId
+from modelfs.maintenance.placing import comparable, placing_of
+from modelfs.maintenance.survey import in_parallel
+from modelfs.repository import index, keys
+from modelfs.repository.catalog import Catalog
+from modelfs.repository.changing import Renew
+from modelfs.repository.index import Index
+from modelfs.repository.places import NO_BASE, PlaceTable
+from modelfs.repository.repository import Repository
+
+_WAITING_IDS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """live: keys of what the catalog leads to, with the indexes that it is to have. indexes: these. rewritten: the
+    bytes of those of them that lost rows, and are not in the store. once: keys of what was named, and is no more, as
+    far as tombstones and indexes tell: readers of an older catalog may need these."""
+
+    live: frozenset[str]
+    indexes: tuple[ObjectId, ...]
+    rewritten: Mapping[ObjectId, bytes]
+    once: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Walk:
+    live: set[str] = field(default_factory=set)
+    manifests: set[ObjectId] = field(default_factory=set)
+    tombstones: set[ObjectId] = field(default_factory=set)
+
+
+def living(repository: Repository, catalog: Catalog, listed: Container[str], renew: Renew, jobs: int) -> Living:
+    """listed: keys of what the store has. Raises IntegrityError, Unavailable, Forbidden."""
+    indexes = dict(zip(catalog.indexes, in_parallel(jobs, lambda id: repository.index(id, renew()), catalog.indexes),
+                       strict=True))
+    walk = _histories(repository, catalog, renew)
+    packs: set[ObjectId] = set()
+    ids = _Ids()
+    for used, chunk_ids in in_parallel(jobs, lambda id: _version(repository, id, [*indexes.values()], renew),
+                                       sorted(walk.manifests)):
+        packs |= used
+        ids.add(chunk_ids)
+    packs |= _of_uncovered(ids.all(), indexes.values(), packs)
+    once = {keys.pack(id) for table in indexes.values() for id in _packs(table.places)}
+    once |= {keys.index(id) for id in indexes}
+    for id in sorted(walk.tombstones - walk.manifests):
+        once |= _of_tombstone(repository, id, listed, renew)
+    kept, rewritten = _left(indexes, packs)
+    live = walk.live | {keys.pack(id) for id in packs} | {keys.index(id) for id in kept}
+    return Living(frozenset(live), kept, rewritten, frozenset(once - live))
+
+
+def _histories(repository: Repository, catalog: Catalog, renew: Renew) -> _Walk:
+    walk = _Walk()
+    for model, digest in [*catalog.models.items(), *catalog.removed.items()]:
+        rows = repository.history_at(digest, model, renew())
+        walk.live |= {keys.history(digest), *(keys.history(part.digest) for part in rows.segments)}
+        walk.manifests |= {version.manifest for version in repository.versions(rows, renew())}
+        walk.tombstones |= {row.manifest for row in rows.removed}
+    walk.live |= {key for id in walk.manifests for key in (keys.manifest(id), keys.layout(id))}
+    return walk
+
+
+def _version(repository: Repository, id: ObjectId, indexes: list[Index],
+             renew: Renew) -> tuple[set[ObjectId], NDArray[np.uint8]]:
+    """The packs that a version needs, and the ids of its chunks."""
+    manifest = repository.manifest(id, renew())
+    placing = placing_of(repository, manifest, indexes, renew())
+    if not placing.known.all():
+        raise placing.fault or IntegrityError(f"manifest {id.hex()[:16]}", why="chunks without a place")
+    return _packs(placing.layout.places, np.unique(placing.layout.row_place).astype(np.intp)), manifest.chunk_ids
+
+
+class _Ids:
+    """Collects chunk ids, each once, before they are many more than they need to be."""
+
+    def __init__(self) -> None:
+        self._parts: list[NDArray[np.bytes_]] = [np.zeros(0, "S32")]
+        self._waiting = 0
+
+    def add(self, ids: NDArray[np.uint8]) -> None:
+        self._parts.append(comparable(ids))
+        self._waiting += len(ids)
+        if self._waiting > max(_WAITING_IDS, len(self._parts[0])):
+            self.all()
+
+    def all(self) -> NDArray[np.bytes_]:
+        """Sorted."""
+        self._parts, self._waiting = [np.unique(np.concatenate(self._parts))], 0
+        return self._parts[0]
+
+
+def _of_uncovered(ids: NDArray[np.bytes_], indexes: Collection[Index], packs: set[ObjectId]) -> set[ObjectId]:
+    """More packs to keep: the catalog's indexes name every chunk of every version, also once rows have left them.
+
+    Where two pushes stored a chunk twice, a layout may name one copy and the indexes only the other.
+    """
+    more: set[ObjectId] = set()
+    covered = np.zeros(len(ids), np.bool_)
+    for table in indexes if len(ids) else ():
+        at, needed = _rows_of(ids, table)
+        covered[at[needed & _rows_within(table, packs)]] = True
+    for table in indexes if not covered.all() else ():
+        at, needed = _rows_of(ids, table)
+        rows = np.flatnonzero(needed & ~covered[at])
+        more |= _packs(table.places, rows)
+        covered[at[rows]] = True
+    return more
+
+
+def _rows_of(ids: NDArray[np.bytes_], table: Index) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """For each row of an index its place in ids, and whether it is there at all. ids: sorted, not empty."""
+    mine = comparable(table.ids)
+    at = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)
+    return at, ids[at] == mine
+
+
+def _rows_within(table: Index, packs: set[ObjectId]) -> NDArray[np.bool_]:
+    """Which rows [r] of an index lie, with their bases, in packs."""
+    places = table.places
+    alive = np.array([ObjectId(pack.tobytes()) in packs for pack in places.packs], np.bool_)[places.pack]
+    based = np.flatnonzero(places.base != NO_BASE)
+    whole = alive.copy()
+    whole[based] &= alive[places.base[based]]
+    return whole[:len(table)]
+
+
+def _packs(places: PlaceTable, rows: NDArray[np.intp] | None = None) -> set[ObjectId]:
+    """Of the given rows, with their bases; of all without rows."""
+    numbers = np.arange(len(places.packs))
+    if rows is not None:
+        bases = places.base[rows]
+        numbers = np.unique(places.pack[np.concatenate([rows, bases[bases != NO_BASE].astype(np.intp)])])
+    return {ObjectId(places.packs[number].tobytes()) for number in numbers}
+
+
+def _left(indexes: Mapping[ObjectId, Index],
+          packs: set[ObjectId]) -> tuple[tuple[ObjectId, ...], dict[ObjectId, bytes]]:
+    """The indexes without the rows that lie elsewhere than in packs, and the bytes of those that are new for it."""
+    left: dict[ObjectId, None] = {}
+    rewritten: dict[ObjectId, bytes] = {}
+    for id, table in indexes.items():
+        kept = _rows_within(table, packs)
+        if not kept.any():
+            continue
+        if kept.all():
+            left[id] = None
+            continue
+        data = index.serialise([table.row(row) for row in np.flatnonzero(kept).tolist()])
+        rewritten[ObjectId.of(data)] = data
+        left[ObjectId.of(data)] = None
+    return tuple(left), rewritten
+
+
+def _of_tombstone(repository: Repository, id: ObjectId, listed: Container[str], renew: Renew) -> set[str]:
+    """Keys of a removed version, as far as they are still there; a catalog of before may lead to them."""
+    there = {key for key in (keys.manifest(id), keys.layout(id)) if key in listed}
+    if len(there) == 2:
+        try:
+            layout = repository.layout(repository.manifest(id, renew()), renew())
+        except IntegrityError:  # nobody reads this version any more
+            return there
+        there |= {keys.pack(pack) for pack in _packs(layout.places)}
+    return there
