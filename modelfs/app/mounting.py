@@ -187,14 +187,15 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
         log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial, why=str(error))
         return kept, CatalogState(remembered, None), StoreState(store.url, "unreachable", None, 1)
     latency_ms = round((time.monotonic() - began) * 500, 3)  # two requests
-    newest = max(seen.highest(repository.info.id), remembered.serial if remembered else 0)
+    kept_serial = remembered.serial if remembered else 0
+    newest = max(seen.highest(repository.info.id), kept_serial)
     if newest > found.catalog.serial:
         say(f"warning: the catalog of {store.url} has serial {found.catalog.serial}, {newest} was seen here")
         log_event(_LOG, "warning", "catalog.older", store=store.url, seen=newest, offered=found.catalog.serial,
                   why="a copied or restored repository?")
-    else:
+    if kept_serial <= found.catalog.serial:  # what this mount shows, its next start without the store shows, too
         remember_catalog(cache, repository, found.catalog, live.renew())
-        seen.note(repository.info.id, found.catalog.serial)
+    seen.note(repository.info.id, found.catalog.serial)
     return repository, found, StoreState(store.url, "ok", latency_ms)
 
 
