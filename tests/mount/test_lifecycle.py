@@ -244,3 +244,67 @@ def test_an_older_catalog_than_this_host_saw_is_a_warning_though_the_cache_is_an
         server.down()
         offline = mount(server.url, *options, name="third")
         assert [path.name for path in (offline / "acme").iterdir()] == ["base"], "it was remembered all the same"
+
+
+def test_of_two_mounts_that_begin_at_once_one_is_refused(mount: Mounter, repository: Path,
+                                                         environ: dict[str, str]) -> None:
+    with FaultProxy(repository) as server:
+        rule = server.add("hang", "modelfs.json", times=1)
+        first = mount.start(server.url)
+        until(lambda: rule.hits)
+        done = mount.run("mount", repository, first.place)
+        assert done.returncode == 7 and "another mount is starting there" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        server.clear()
+        until(lambda: "mounted " in first.log.read_text())
+    assert first.status()["pid"] == first.process.pid
+    assert not paths.socket_path(first.place, environ).with_suffix(".lock").exists()
+    first.umount()
+    assert mount(repository).status()["repository"] == repository.as_uri()
+
+
+def test_a_lock_that_a_killed_mount_left_is_in_nobodys_way(mount: Mounter, repository: Path,
+                                                           environ: dict[str, str]) -> None:
+    with FaultProxy(repository) as server:
+        rule = server.add("hang", "modelfs.json")
+        first = mount.start(server.url)
+        until(lambda: rule.hits)
+        first.process.kill()
+        first.ended()
+    lock = paths.socket_path(first.place, environ).with_suffix(".lock")
+    assert lock.exists()
+    mount(repository)
+    assert not lock.exists()
+
+
+def test_a_cache_that_can_hold_next_to_nothing_is_a_warning_with_both_sizes(mount: Mounter, repository: Path) -> None:
+    said = mount(repository, "--cache-size", "1 MiB", "--cache-dir", mount.tmp_path / "tiny").log.read_text()
+    warning = next(line for line in said.splitlines() if line.startswith("warning"))
+    assert "cache.size is 1 MiB" in warning and "cache.min_free" in warning and "free on its disk" in warning
+    (mount.tmp_path / "other").mkdir()
+    mount.environ["MODELFS_CACHE_MIN_FREE"] = "100%"
+    done = mount.run("mount", repository, "other", "--daemon", "--cache-dir", mount.tmp_path / "none")
+    try:
+        assert done.returncode == 0 and "the cache can hold 0 B" in done.stderr and "100%" in done.stderr
+    finally:
+        assert mount.run("umount", "other").returncode == 0
+
+
+def test_reload_names_what_needs_a_remount_each_time_and_refuses_a_bad_file(mount: Mounter, repository: Path) -> None:
+    config = mount.tmp_path / "live.toml"
+    config.write_text('[cache]\nsize = "200 MiB"\n')
+    mounted = mount(repository, "--config", config)
+    config.write_text('[cache]\nsize = "100 MiB"\n[mount]\nallow_other = true\npoll = "5s"\n')
+
+    def reload() -> subprocess.CompletedProcess[str]:
+        return mount.run("config", "reload", mounted.place, "--json")
+
+    assert json.loads(reload().stdout) == {"mountpoint": str(mounted.place), "applied": ["cache.size", "mount.poll"],
+                                           "needs_remount": ["mount.allow_other"]}
+    assert json.loads(reload().stdout) == {"mountpoint": str(mounted.place), "applied": [],
+                                           "needs_remount": ["mount.allow_other"]}
+    config.write_text('[cache]\nsize = "silly"\n')
+    refused = reload()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "silly" in refused.stderr and "live.toml" in refused.stderr
+    assert mounted.status()["cache"]["limit_bytes"] == 100 << 20
