@@ -26,7 +26,6 @@ from modelfs.stores.store import ObjectStore
 from modelfs.units import Deadline, KiB, MiB, rfc3339
 
 FORMAT = 1
-DEFAULT_CHUNK_SIZE = 2 * MiB
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 64 * KiB, 16 * MiB
 KNOWN_FEATURES: frozenset[str] = frozenset()
 _ID = re.compile(r"[0-9a-f]{32}")
