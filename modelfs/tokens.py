@@ -1,7 +1,8 @@
 """Token files: who may read and who may write at a server, and by which token a client asks.
 
 Rule: a token never leaves this module but into the Authorization header: messages name files and lines. A file that
-others can read is refused; one that changes is read again, and where it became bad the last good tokens stay.
+others can read is refused; one that changes is read again, and a token that no longer stands there is refused from
+then on. Only where the file cannot be read, or holds what are no tokens, the last good ones stay.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from modelfs.logs import log_event, logger_for
 
 MAX_FILE_BYTES = 1 << 20
 _TOKEN = re.compile(r"[!-~]{1,512}")
+_COMMENT = re.compile(r"(?:^|\s)#")  # elsewhere # is part of a token: cut there, it would be a shorter one
 _SETTLED_S = 1.0
 _log = logger_for(__name__)
 
@@ -43,30 +45,37 @@ class Token:
 class TokenFile:
     """The tokens of a file as it is now. Any thread may ask.
 
+    A file that became empty, or was deleted, has no tokens: whoever removed them takes everybody's away. So it is to
+    be replaced by a rename, not emptied and filled. One that others can read by now, that is malformed, or that
+    cannot be read, says nothing about its tokens: the last good ones stay. All of that is logged, once a change.
+
     Raises, when it is made: Forbidden where others can read the file, or it is another user's; BadInput where there is
-    none, or what it holds are no tokens. Later that is logged, once a change.
+    none, it is empty, or what it holds are no tokens.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._stamp: _Stamp | None = None  # guarded by _lock, as the rest
-        self._tokens: tuple[Token, ...] = ()
+        self._stamp: _Stamp | None  # guarded by _lock, as the rest
+        self._tokens, self._stamp = self._read()
         self._complaint: str | None = None
-        self._read()
+        if not self._tokens:
+            raise BadInput("no token in the token file", where=str(path))
 
     def tokens(self) -> tuple[Token, ...]:
         """One stat a call while nothing changes: about 2 µs."""
         with self._lock:
             try:
-                if self._stamp is None or self._stamp != _Stamp.of(os.stat(self.path)):
-                    self._read()
+                if self._stamp != _Stamp.of(os.stat(self.path)):
+                    self._take(*self._read())
                 self._complaint = None
-            except (ModelfsError, OSError) as error:
-                why = str(error) if isinstance(error, ModelfsError) else error.strerror or str(error)
-                if why != self._complaint:
-                    self._complaint = why
-                    log_event(_log, "warning", "token_file.bad", file=self.path, why=why, kept=len(self._tokens))
+            except FileNotFoundError as error:
+                self._tokens, self._stamp = (), None
+                self._complain(error.strerror or str(error))
+            except ModelfsError as error:
+                self._complain(str(error))
+            except OSError as error:
+                self._complain(error.strerror or str(error))
             return self._tokens
 
     def role_of(self, presented: str) -> Role | None:
@@ -77,14 +86,21 @@ class TokenFile:
                 role = token.role
         return role
 
-    def _read(self) -> None:
+    def _read(self) -> tuple[tuple[Token, ...], _Stamp | None]:
+        """The tokens, and the stamp by which a later change is seen; None where it might not be: the kernel's clock
+        for files ticks every few ms, and what was just written may be written again within a tick."""
         text, stamp = _read_private(self.path)
-        tokens = _parse(text, self.path)
-        if self._tokens and [token.hashed for token in tokens] != [token.hashed for token in self._tokens]:
-            log_event(_log, "info", "token_file.read", file=self.path, tokens=len(tokens))
-        self._tokens = tokens
-        # The kernel's clock for files ticks every few ms: what was just written may be written again unnoticed.
-        self._stamp = stamp if time.time() - stamp.changed_ns / 1e9 > _SETTLED_S else None
+        return _parse(text, self.path), stamp if time.time() - stamp.changed_ns / 1e9 > _SETTLED_S else None
+
+    def _take(self, tokens: tuple[Token, ...], stamp: _Stamp | None) -> None:
+        if [token.hashed for token in tokens] != [token.hashed for token in self._tokens]:
+            log_event(_log, "info" if tokens else "warning", "token_file.read", file=self.path, tokens=len(tokens))
+        self._tokens, self._stamp = tokens, stamp
+
+    def _complain(self, why: str) -> None:
+        if why != self._complaint:
+            self._complaint = why
+            log_event(_log, "warning", "token_file.bad", file=self.path, why=why, kept=len(self._tokens))
 
 
 class ClientToken:
@@ -92,17 +108,22 @@ class ClientToken:
 
     def __init__(self, path: Path) -> None:
         self._file = TokenFile(path)
-        if len(self._file.tokens()) != 1:
-            raise BadInput("not a token file of a client", where=str(path),
-                           why=f"it holds {len(self._file.tokens())} tokens", advice="Leave one in it.")
+        tokens = self._file.tokens()
+        if len(tokens) != 1:
+            raise BadInput("not a token file of a client", where=str(path), why=f"it holds {len(tokens)} tokens",
+                           advice="Leave one in it.")
+        self._last = tokens[0]
 
     @property
     def path(self) -> Path:
         return self._file.path
 
     def headers(self) -> dict[str, str]:
-        """Where several tokens came into the file later, the first of them."""
-        return {"Authorization": f"Bearer {self._file.tokens()[0].text}"}
+        """Where several tokens came into the file later, the first of them; where none is left, the last that there
+        was: it is for the server to refuse it."""
+        for token in self._file.tokens()[:1]:
+            self._last = token
+        return {"Authorization": f"Bearer {self._last.text}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +180,7 @@ def _read_private(path: Path) -> tuple[str, _Stamp]:
 def _parse(text: str, path: Path) -> tuple[Token, ...]:
     tokens: dict[str, Token] = {}
     for number, line in enumerate(text.split("\n"), 1):
-        words = line.partition("#")[0].split()
+        words = _COMMENT.split(line, maxsplit=1)[0].split()
         if not words:
             continue
         if words[1:] not in ([], ["read"]) or not _TOKEN.fullmatch(words[0]):
@@ -168,6 +189,4 @@ def _parse(text: str, path: Path) -> tuple[Token, ...]:
         if words[0] in tokens:
             raise BadInput("a token that stands there twice", where=f"{path} line {number}")
         tokens[words[0]] = Token(words[0], _hash(words[0]), Role.READ if words[1:] else Role.WRITE)
-    if not tokens:
-        raise BadInput("no token in the token file", where=str(path))
     return tuple(tokens.values())

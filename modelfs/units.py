@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from modelfs.errors import BadInput, DeadlinePassed
 
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+_LEAST_MOVED = 16 * KiB
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]i?b|b)?", re.I)
 _FACTORS = {"": 1, "b": 1} | {f"{u}{i}b": (1024 if i else 1000) ** k
                               for k, u in enumerate("kmgtp", 1) for i in ("", "i")}
@@ -117,6 +118,35 @@ class Deadline:
         if self.passed:
             raise DeadlinePassed(what, where=where, why="the deadline passed")
 
+    def moved(self, size_bytes: int) -> None:
+        """Told by stores of bytes of an object that were sent or received; only Patience cares."""
+
     def sooner(self, seconds: float) -> Deadline:
         """This deadline, or one in so many seconds, whichever comes first."""
         return Deadline(min(seconds, self.remaining()))
+
+    def patient(self) -> Patience:
+        return Patience(self.remaining())
+
+
+class Patience(Deadline):
+    """A deadline that bounds silence, for transfers whose end nobody waits for: it begins anew whenever 16 KiB more
+    have moved, in either direction. A store that lets single bytes drip is silent; so objects smaller than that have
+    the deadline as a whole. Several threads may share one."""
+
+    __slots__ = ("_moved", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self._seconds = seconds
+        self._moved = 0  # bytes since it began anew; two threads at once may lose some, which costs nobody anything
+
+    def moved(self, size_bytes: int) -> None:
+        self._moved += size_bytes
+        if self._moved >= _LEAST_MOVED:
+            self.renewed()
+
+    def renewed(self) -> Patience:
+        """Itself, begun anew."""
+        self._moved, self._end = 0, time.monotonic() + self._seconds
+        return self

@@ -44,6 +44,9 @@ KINDS = frozenset({
     "lost_answer",   # the request is carried out; its answer is a reset
     "unsized",       # chunked, without Content-Length
     "huge_head",     # a header of 100 KB
+    "slow_upload",   # `piece` bytes of the request's body are taken every `interval_s`
+    "stall_upload",  # `after` bytes of it are taken, and no more
+    "break_upload",  # reset once `after` bytes of it were taken
 })
 
 
@@ -223,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen = Seen(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         rule = owner.note(seen)
         kind = rule.kind if rule else ""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body(int(self.headers.get("Content-Length") or 0), rule)
         if kind == "hang":
             owner.release.wait()
             return self._cut()
@@ -242,6 +245,21 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "lost_answer":
             return self._cut()
         self._send(reply, rule, seen)
+
+    def _body(self, size: int, rule: Rule | None) -> bytes:
+        """Raises ConnectionError where the rule is to take no more of it."""
+        if rule is None or not rule.kind.endswith("_upload"):
+            return self.rfile.read(size)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # the kernel takes for us, too
+        if rule.kind == "slow_upload":
+            release = self.server.owner.release
+            return b"".join(self.rfile.read(min(rule.piece, size - start)) for start in range(0, size, rule.piece)
+                            if not release.wait(rule.interval_s))
+        self.rfile.read(min(rule.after, size))
+        if rule.kind == "stall_upload":
+            self.server.owner.release.wait()
+        self._cut()
+        raise ConnectionAbortedError("no more is taken")
 
     def _reply(self, body: bytes, seen: Seen, without_range: bool = False) -> _Reply:
         headers = {name: value for name, value in seen.headers.items() if not (without_range and name == "range")}

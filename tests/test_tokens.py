@@ -91,7 +91,7 @@ def test_a_settled_file_is_not_read_again_until_it_changes(file: Path, monkeypat
         tokens.tokens()
 
 
-@pytest.mark.parametrize("spoil", ["mode", "content", "missing", "empty"])
+@pytest.mark.parametrize("spoil", ["mode", "content", "no file"])
 def test_a_file_that_became_bad_keeps_the_last_good_tokens_and_is_logged_once(
         file: Path, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
     tokens = TokenFile(file)
@@ -100,19 +100,60 @@ def test_a_file_that_became_bad_keeps_the_last_good_tokens_and_is_logged_once(
             file.chmod(0o644)
         case "content":
             write(file, "two words-of-secret\n")
-        case "missing":
-            file.unlink()
         case _:
-            write(file, "")
+            file.unlink()
+            file.mkdir(0o700)
     with caplog.at_level(logging.INFO, "modelfs"):
         for _ in range(3):
             assert tokens.role_of("writer-1") is Role.WRITE
     assert [record.message for record in caplog.records] == ["token_file.bad"]
+    if file.is_dir():
+        file.rmdir()
     write(file, "fresh")
     with caplog.at_level(logging.INFO, "modelfs"):
         assert tokens.role_of("fresh") is Role.WRITE and tokens.role_of("writer-1") is None
     told = "".join(str(vars(record)) for record in caplog.records)
     assert not any(secret in told for secret in ("writer-1", "words-of-secret", "'fresh'"))
+
+
+@pytest.mark.parametrize(("spoil", "event"), [("missing", "token_file.bad"), ("empty", "token_file.read"),
+                                              ("comments", "token_file.read")])
+def test_a_file_without_tokens_or_no_file_refuses_everybody_until_there_are_some(
+        file: Path, spoil: str, event: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = TokenFile(file)
+    file.unlink() if spoil == "missing" else write(file, "# none\n" if spoil == "comments" else "")
+    with caplog.at_level(logging.INFO, "modelfs"):
+        assert [tokens.role_of(token) for token in ("writer-1", "writer-2", "reader-1")] == [None] * 3
+    assert [(record.message, record.levelname) for record in caplog.records] == [(event, "WARNING")]
+    write(file, "writer-2")
+    assert (tokens.role_of("writer-2"), tokens.role_of("writer-1")) == (Role.WRITE, None)
+
+
+def test_a_file_that_went_and_came_back_has_its_tokens_again(file: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelfs.tokens._SETTLED_S", -1e9)
+    tokens = TokenFile(file)
+    file.rename(tmp_path / "aside")
+    assert tokens.role_of("writer-1") is None
+    (tmp_path / "aside").rename(file)
+    assert tokens.role_of("writer-1") is Role.WRITE
+
+
+def test_a_number_sign_within_a_token_is_part_of_it(file: Path) -> None:
+    tokens = TokenFile(write(file, "a#Xk29-long\nb read #Xk29\n#c\n\t# d\n"))
+    assert [tokens.role_of(token) for token in ("a#Xk29-long", "b", "a", "#c", "c", "d")] == [
+        Role.WRITE, Role.READ, None, None, None, None]
+    with pytest.raises(BadInput):
+        TokenFile(write(file, "a read#x\n"))
+
+
+@pytest.mark.parametrize("spoil", ["missing", "empty"])
+def test_a_client_goes_on_with_its_token_when_its_file_holds_none_any_more(file: Path, spoil: str) -> None:
+    token = ClientToken(write(file, "abc"))
+    file.unlink() if spoil == "missing" else write(file, "")
+    assert token.headers() == {"Authorization": "Bearer abc"}
+    write(file, "def")
+    assert token.headers() == {"Authorization": "Bearer def"}
 
 
 def test_a_client_has_one_token_and_sends_the_one_that_is_there_now(file: Path) -> None:

@@ -16,7 +16,7 @@ from modelfs.errors import BadInput, IntegrityError, ObjectMissing, Unsupported
 from modelfs.maintenance.living import Living, living
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
-from modelfs.repository.changing import Renew, swap_catalog, until_swapped
+from modelfs.repository.changing import Renew, swap_catalog, until_swapped, without_dropped
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import ObjectInfo
 from modelfs.units import rfc3339, seconds_of
@@ -26,7 +26,6 @@ DEFAULT_GRACE = "7d"
 _KINDS = (keys.HISTORIES, keys.MANIFESTS, keys.LAYOUTS, keys.INDEXES, keys.PACKS)
 """In the order of deletion: a layout never outlives its packs, so a push of the same files cannot find a stale one."""
 _OBJECT = re.compile(r"(?:histories|manifests|layouts|indexes|packs)/([0-9a-f]{2})/\1[0-9a-f]{62}")
-_COLLECTED = "collected"
 _MOST_DROPPED = 50_000
 """Entries in a catalog, about 8 MB: every mount reads it. What is left over has its turn in the next round or run."""
 _BATCH = 64
@@ -156,39 +155,31 @@ def _delete(repository: Repository, plan: _Plan, options: GcOptions) -> tuple[Ob
     for batch in (plan.due[start:start + _BATCH] for start in range(0, len(plan.due), _BATCH)):
         state = repository.newer_catalog(state.etag, options.renew()) or state
         for info in batch:
-            if state.catalog.dropped.get(info.key) == before[info.key] and _aged(repository, info.key, options):
+            if state.catalog.dropped.get(info.key) == before[info.key] and _untouched(repository, info, options):
                 repository.store.delete(info.key, options.renew())
                 gone.append(info)
     return tuple(gone)
 
 
-def _aged(repository: Repository, key: str, options: GcOptions) -> bool:
-    """Whether nobody has put the object again within the grace: a push that did has not named it yet."""
-    if not options.grace_s:
-        return True
+def _untouched(repository: Repository, listed: ObjectInfo, options: GcOptions) -> bool:
+    """Whether nobody has put the object again since it was listed, or within the grace: a push that did has not named
+    it yet."""
     try:
-        modified = repository.store.stat(key, options.renew()).modified
+        modified = repository.store.stat(listed.key, options.renew()).modified
     except ObjectMissing:  # another gc was faster
         return False
-    return modified <= options.clock() - options.grace_s
+    return modified == listed.modified and (not options.grace_s or modified <= options.clock() - options.grace_s)
 
 
 def _forget(repository: Repository, gone: Collection[ObjectInfo], plan: _Plan, renew: Renew, when: str) -> None:
-    """Take out of `dropped` what was deleted.
-
-    The time goes with it: else the catalog could be to the byte, and so to its etag, what it was before gc, and the
-    swap of a push that read it then would succeed.
-    """
+    """Take out of `dropped` what was deleted."""
     before = plan.state.catalog.dropped
 
     def attempt(state: CatalogState) -> None:
-        dropped = dict(state.catalog.dropped)
-        for info in gone:
-            if dropped.get(info.key) == before[info.key]:
-                del dropped[info.key]
-        if len(dropped) < len(state.catalog.dropped):
-            others = {**state.catalog.others, _COLLECTED: when}
-            swap_catalog(repository, state, replace(state.catalog, dropped=dropped, others=others), renew)
+        found = state.catalog
+        mine = {info.key for info in gone if found.dropped.get(info.key) == before[info.key]}
+        if mine:
+            swap_catalog(repository, state, without_dropped(found, mine, when), renew)
 
     if gone:
         until_swapped(repository, "gc", renew, attempt)

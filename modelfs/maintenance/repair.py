@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from modelfs.errors import BadInput, Conflict, Forbidden, IntegrityError, ObjectMissing, SwapLost
+from modelfs.errors import BadInput, Forbidden, IntegrityError, ObjectMissing, SwapLost
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.maintenance.placing import from_indexes
 from modelfs.maintenance.survey import Owner, Survey, in_parallel, survey
 from modelfs.repository import index, keys, layout
+from modelfs.repository.changing import swap_catalog, until_swapped
 from modelfs.repository.chunking import SMALL_FILE
 from modelfs.repository.index import Index, Located
 from modelfs.repository.pack import HEAD_TARGET_BYTES
-from modelfs.repository.repository import Repository
+from modelfs.repository.repository import CatalogState, Repository
 from modelfs.units import Deadline, MiB, rfc3339
 
 _MAX_LAYOUT_BYTES = 4096 * MiB
-_TRIES = 100
 
 
 def repair(repository: Repository, *, now: float, deadline_s: float = 60.0, jobs: int = 8) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ def _index(repository: Repository, found: Survey, tails: _Tails, now: float, dea
         data = index.serialise(chunks)
         made = [ObjectId.of(data)]
         repository.store.put(keys.index(made[0]), data, Deadline(deadline_s))
-    for _ in range(_TRIES):
-        state = repository.catalog(Deadline(deadline_s))
+
+    def attempt(state: CatalogState) -> None:
         bad = [id for id in found.bad_indexes if id in state.catalog.indexes]
         kept = [id for id in state.catalog.indexes if id not in bad and id not in made]
         dropped = {**state.catalog.dropped, **{keys.index(id): rfc3339(now) for id in bad if id not in made}}
@@ -132,12 +132,10 @@ def _index(repository: Repository, found: Survey, tails: _Tails, now: float, dea
             dropped.pop(keys.index(id), None)
         # the payload and its signatures stay: what the repository holds is the same
         catalog = replace(state.catalog, indexes=(*kept, *made), dropped=dropped)
-        try:
-            repository.store.swap(keys.CATALOG, state.etag, catalog.serialise(), Deadline(deadline_s))
-        except SwapLost:
-            continue
-        return [keys.index(id) for id in made]
-    raise Conflict("repair", where=repository.store.url, why=f"others changed the catalog first {_TRIES} times")
+        swap_catalog(repository, state, catalog, lambda: Deadline(deadline_s))
+
+    until_swapped(repository, "repair", lambda: Deadline(deadline_s), attempt)
+    return [keys.index(id) for id in made]
 
 
 def _knows(indexes: list[Index], id: ChunkId) -> bool:

@@ -66,7 +66,7 @@ def verify(repository: Repository, *, read_data: bool = False, sample: float | N
     """Check that all is there; with read_data, that every chunk is what its id says.
 
     sample: read and check so large a part (0..1) of the chunks, others each time, and no whole packs; implies
-    read_data. deadline_s: of each step on the network. Raises Unavailable, Forbidden.
+    read_data. deadline_s: of each step on the network; of a pack, between its bytes. Raises Unavailable, Forbidden.
     """
     found = survey(repository, deadline_s=deadline_s, jobs=jobs)
     bad: dict[int, _Bad] = {}
@@ -208,7 +208,7 @@ def _bytes(repository: Repository, key: str, offset: int, length: int, deadline_
     if not length:
         raise Malformed(key, why="it is empty")
     out = memoryview(bytearray(length))
-    deadline = Deadline(deadline_s)
+    deadline = Deadline(deadline_s).patient()  # nobody waits for a pack: as long as its bytes come it may take its time
     with repository.store.open_range(key, offset, length, deadline) as stream:
         stream.readinto(out)
     return out

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TypeVar
 
-from modelfs.errors import Conflict, SwapLost
+from modelfs.errors import Conflict, ObjectMissing, SwapLost
 from modelfs.ids import ObjectId
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
@@ -24,10 +25,12 @@ Renew = Callable[[], Deadline]
 """A deadline from now, for one step on the network."""
 
 _TRIES = 100
+_COLLECTED = "collected"
 
 
 def until_swapped(repository: Repository, what: str, renew: Renew, attempt: Callable[[CatalogState], T]) -> T:
-    """What attempt returns, for the catalog as it stands; asked again where it raises SwapLost.
+    """What attempt returns, for the catalog as it stands; asked again where it raises SwapLost, and where an object is
+    missing that only an older catalog named.
 
     what: for the message. Raises Conflict once others came first too often.
     """
@@ -36,9 +39,28 @@ def until_swapped(repository: Repository, what: str, renew: Renew, attempt: Call
         try:
             return attempt(state)
         except SwapLost:
-            time.sleep(random.uniform(0, min(0.01 * (number + 1), 1.0)))
+            pass
+        except ObjectMissing:
+            if repository.newer_catalog(state.etag, renew()) is None:
+                raise
+        time.sleep(random.uniform(0, min(0.01 * (number + 1), 1.0)))
     raise Conflict(what, where=repository.store.url, why=f"others changed the catalog first {_TRIES} times",
                    advice="Try again.")
+
+
+def collected(catalog: Catalog) -> object:
+    """What changes whenever gc has deleted objects; while it does that, they are in `dropped`."""
+    return catalog.others.get(_COLLECTED)
+
+
+def without_dropped(catalog: Catalog, gone: Collection[str], when: str) -> Catalog:
+    """After gc has deleted objects: it takes them out of `dropped`, and leaves its mark.
+
+    when: RFC 3339. Without the mark the catalog could be to the byte, and so to its etag, what it was before gc, and
+    the swap of a push that read it then would succeed.
+    """
+    return replace(catalog, dropped={key: time for key, time in catalog.dropped.items() if key not in gone},
+                   others={**catalog.others, _COLLECTED: when})
 
 
 def swap_catalog(repository: Repository, state: CatalogState, new: Catalog, renew: Renew) -> CatalogState:

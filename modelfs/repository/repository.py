@@ -8,13 +8,25 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelfs.errors import BadInput, Conflict, IntegrityError, Malformed, NotFound, ObjectMissing, SwapLost, Unsupported
+from modelfs.errors import (
+    BadInput,
+    Conflict,
+    IntegrityError,
+    Malformed,
+    ModelfsError,
+    NotFound,
+    ObjectMissing,
+    SwapLost,
+    Unsupported,
+)
 from modelfs.ids import ModelName, ModelRef, ObjectId
 from modelfs.repository import catalog, history, index, keys, layout, manifest, pack
 from modelfs.repository.absent import is_web_page, no_repository, refuse_hub_page
+from modelfs.repository.beside import beside
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.chunk import ChunkRef, open_chunk
 from modelfs.repository.history import History, Version
@@ -22,8 +34,8 @@ from modelfs.repository.index import Index, Located
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.records import Record, canonical
-from modelfs.stores.store import ObjectStore
-from modelfs.units import Deadline, KiB, MiB, rfc3339
+from modelfs.stores.store import Fetched, ObjectStore
+from modelfs.units import Deadline, KiB, MiB, rfc3339, show_size
 
 FORMAT = 1
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 64 * KiB, 16 * MiB
@@ -98,10 +110,19 @@ def check_chunk_size(size: int) -> int:
 
 
 def initialise(store: ObjectStore, chunk_size: int, now: float, deadline: Deadline) -> RepositoryInfo:
-    """Make an empty repository. Raises Conflict where there is one already, BadInput."""
+    """Make an empty repository, or give a catalog to one that was left without: by who was cut off in between, or by
+    this very call where the answer to its first object was lost.
+
+    Raises Conflict where there is one already, or another chunk size; BadInput; what is wrong with a modelfs.json.
+    """
     info = RepositoryInfo(secrets.token_hex(16), check_chunk_size(chunk_size))
     if not store.put(keys.INFO, info.serialise(), deadline, only_if_absent=True):
-        raise Conflict("there is a repository already", where=store.url)
+        fetched = store.get(keys.INFO, deadline, limit=_MAX_INFO_BYTES, fresh=True)
+        assert fetched is not None
+        info = parse_info(fetched.data, store.url)
+        if info.chunk_size != chunk_size:
+            raise Conflict("there is a repository already", where=store.url,
+                           why=f"its chunk size is {show_size(info.chunk_size)}")
     try:
         store.swap(keys.CATALOG, None, Catalog(info.id, 1, rfc3339(now), {}).serialise(), deadline)
     except SwapLost as error:
@@ -152,6 +173,16 @@ class Repository:
         return cls(store, info, cache)
 
     @classmethod
+    def open_with_catalog(cls, store: ObjectStore, deadline: Deadline,
+                          cache: ObjectCache) -> tuple[Repository, CatalogState]:
+        """As `open` and `catalog`, in one round trip."""
+        fetched = beside(lambda: store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES))
+        repository = cls.open(store, deadline, cache)
+        found = repository._state(fetched)
+        assert found is not None
+        return repository, found
+
+    @classmethod
     def open_cached(cls, store: ObjectStore, cache: ObjectCache) -> Repository | None:
         """From what the cache remembers of this store, without asking it; None where that is nothing."""
         data = cache.get("info", store.url)
@@ -165,8 +196,11 @@ class Repository:
 
     def newer_catalog(self, etag: str | None, deadline: Deadline) -> CatalogState | None:
         """One conditional request; None where the catalog is still the one with this etag."""
+        return self._state(lambda: self.store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES, etag=etag))
+
+    def _state(self, fetch: Callable[[], Fetched | None]) -> CatalogState | None:
         try:
-            fetched = self.store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES, etag=etag)
+            fetched = fetch()
         except ObjectMissing as error:
             raise NotFound("no modelfs repository", where=self.store.url, why="it has no catalog.json") from error
         if fetched is None:
@@ -233,19 +267,35 @@ class Repository:
         data = self._named("manifest", id, keys.manifest(id), _MAX_COLUMNS_BYTES, deadline)
         return manifest.parse(id, data, self.info.chunk_size)
 
+    def manifest_and_layout(self, id: ObjectId, deadline: Deadline) -> tuple[Manifest, Layout | ModelfsError]:
+        """In one round trip. What is cached can be read without a layout: its error is returned."""
+        kept = self.cache.get("layout", id.hex())
+        fetch = beside(lambda: self._fetch_layout(id, deadline, fresh=False)) if kept is None else None
+        found = self.manifest(id, deadline)
+        try:
+            return found, self._layout(found, kept, fetch or (lambda: self._fetch_layout(id, deadline, fresh=False)))
+        except ModelfsError as error:
+            return found, error
+
     def layout(self, of: Manifest, deadline: Deadline, *, fresh: bool = False) -> Layout:
         """From the cache unless fresh. A false one costs a retry, so it is not checked beyond its form."""
-        name = of.id.hex()
-        data = None if fresh else self.cache.get("layout", name)
-        if data is not None:
-            try:
-                return layout.parse(of.id, data, len(of.chunk_ids), self.info.chunk_size)
-            except Malformed:
-                data = None
-        fetched = self.store.get(keys.layout(of.id), deadline, limit=_MAX_COLUMNS_BYTES, fresh=fresh)
+        kept = None if fresh else self.cache.get("layout", of.id.hex())
+        return self._layout(of, kept, lambda: self._fetch_layout(of.id, deadline, fresh=fresh))
+
+    def _fetch_layout(self, of: ObjectId, deadline: Deadline, *, fresh: bool) -> Fetched:
+        fetched = self.store.get(keys.layout(of), deadline, limit=_MAX_COLUMNS_BYTES, fresh=fresh)
         assert fetched is not None
+        return fetched
+
+    def _layout(self, of: Manifest, kept: bytes | None, fetch: Callable[[], Fetched]) -> Layout:
+        if kept is not None:
+            try:
+                return layout.parse(of.id, kept, len(of.chunk_ids), self.info.chunk_size)
+            except Malformed:
+                pass  # the store's is as good
+        fetched = fetch()
         parsed = layout.parse(of.id, fetched.data, len(of.chunk_ids), self.info.chunk_size)
-        self.cache.put("layout", name, fetched.data)
+        self.cache.put("layout", of.id.hex(), fetched.data)
         return parsed
 
     def index(self, id: ObjectId, deadline: Deadline) -> Index:

@@ -1,12 +1,14 @@
 """Who may ask the server for what: by a token, or because it only listens to this machine.
 
 Rule: with a token file nothing is answered to who shows no token, but reads under anonymous_read. Without one only
-this machine is listened to, unless all may read and none may write.
+this machine is listened to, and answered only by its own names, unless all may read and none may write.
 """
 
 from __future__ import annotations
 
+import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -14,6 +16,7 @@ from modelfs.errors import BadInput
 from modelfs.tokens import Role, TokenFile
 
 READING = frozenset({"GET", "HEAD"})
+_PORT = re.compile(r":[0-9]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +29,29 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """tokens: None where nobody needs one. anonymous_read: all may read, and only tokens write."""
+    """tokens: None where nobody needs one. anonymous_read: all may read, and only tokens write. name: by which the
+    server was told to listen; without either of the others only this machine knows itself by it."""
 
     tokens: TokenFile | None = None
     anonymous_read: bool = False
+    name: str = ""
 
     @property
     def may_ever_write(self) -> bool:
         return self.tokens is not None or not self.anonymous_read
 
-    def refusal(self, method: str, authorization: str | None, from_web_page: bool) -> Refusal | None:
-        """authorization: the header. from_web_page: the request has an Origin, as browsers send it with each write; a
-        page of anybody's must not write where whoever is on this machine may."""
-        if method in READING and (self.anonymous_read or self.tokens is None):
+    def refusal(self, method: str, authorization: str | None, from_web_page: bool, host: str) -> Refusal | None:
+        """authorization, host: the headers. from_web_page: the request has an Origin, as browsers send it with each
+        write; a page of anybody's must neither write nor read what only whoever is on this machine may."""
+        if self.tokens is None and not self.anonymous_read:
+            if not self._is_ours(host):
+                return Refusal(403, "only an address or localhost names this server: "
+                                    "--token-file or --anonymous-read lets it have other names")
+            return Refusal(403, "web pages may not write here") if from_web_page and method not in READING else None
+        if method in READING and self.anonymous_read:
             return None
         if self.tokens is None:
-            if self.anonymous_read:
-                return Refusal(403, "this server only reads")
-            return Refusal(403, "web pages may not write here") if from_web_page else None
+            return Refusal(403, "this server only reads")
         token = _bearer(authorization)
         if token is None:
             return Refusal(401, "a token is needed")
@@ -53,6 +61,17 @@ class Access:
         if method not in READING and role < Role.WRITE:
             return Refusal(403, "this token may only read")
         return None
+
+    def _is_ours(self, host: str) -> bool:
+        """A browser that was led to 127.0.0.1 by a name of somebody's (DNS rebinding) says that name. Without a Host
+        at all it is no browser."""
+        name = _PORT.sub("", host.strip()).lower().removesuffix(".")
+        if name in ("", "localhost", self.name.lower()):
+            return True
+        with suppress(ValueError):
+            ip_address(name.removeprefix("[").removesuffix("]"))
+            return True
+        return False
 
 
 def check_exposure(host: str, access: Access) -> None:

@@ -7,7 +7,6 @@ ask is decided before anything else is looked at (access.py); what is uploaded i
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from aiohttp import web
 
 from modelfs import __version__
 from modelfs.errors import ObjectMissing
-from modelfs.logs import log_event
+from modelfs.logs import log_event, logger_for
 from modelfs.server.access import READING, Access
 from modelfs.server.conditions import Span, Unsatisfiable, matches, requested_span
+from modelfs.server.downloads import send_file
 from modelfs.server.objects import OpenObject, is_served, open_object
 from modelfs.server.uploads import Refused, Uploads, drain
 from modelfs.stores.file_store import FileStore
@@ -38,7 +38,7 @@ _ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
 _UPLOADS: web.AppKey[Uploads] = web.AppKey("uploads", Uploads)
 _SENDING: web.AppKey[_Sending] = web.AppKey("sending", _Sending)
 _NAME = f"modelfs/{__version__}"
-_log = logging.getLogger("modelfs.server")
+_log = logger_for(__name__)
 
 
 def build_app(root: Path, access: Access) -> web.Application:
@@ -69,7 +69,7 @@ async def _say_nothing_yet(request: web.Request) -> None:
 
 async def _answer(request: web.Request) -> web.StreamResponse:
     refusal = request.app[_ACCESS].refusal(request.method, request.headers.get("Authorization"),
-                                           "Origin" in request.headers)
+                                           "Origin" in request.headers, request.headers.get("Host", ""))
     if refusal is not None:
         log_event(_log, "info", "request.refused", key=f"{request.remote} {refusal.line}", peer=request.remote or "",
                   method=request.method, path=request.path, why=refusal.line)
@@ -127,7 +127,7 @@ async def _get(request: web.Request, key: str) -> web.StreamResponse:
     except ObjectMissing:
         return _text(404, "no such object")
     except OSError as error:
-        _log.error("an object cannot be read, %s: %s", key, error.strerror)
+        log_event(_log, "error", "object.unreadable", key=key, object=key, why=error.strerror or str(error))
         return _text(403 if isinstance(error, PermissionError) else 500, "the object cannot be read")
     try:
         return await _send(request, found)
@@ -161,31 +161,13 @@ async def _send(request: web.Request, found: OpenObject) -> web.StreamResponse:
     await response.prepare(request)
     if request.method == "GET" and span.length:
         try:
-            await _sendfile(request, found.fd, span)
+            with _sending(request):
+                await send_file(request, found.fd, span)
         except ConnectionError as error:
-            _log.debug("an answer was not sent to its end, %s: %s", request.path, error)
+            log_event(_log, "debug", "answer.broken", peer=request.remote or "", path=request.path, why=str(error))
             return response
     await response.write_eof()
     return response
-
-
-async def _sendfile(request: web.Request, fd: int, span: Span) -> None:
-    """Raises ConnectionError where the client has gone, or the file ended. Unless all of it was sent the connection
-    is ended: what Content-Length promised does not come, so nothing else may follow."""
-    transport = request.transport
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("the client has gone")
-    sent = 0
-    try:
-        with _sending(request), open(fd, "rb", buffering=0, closefd=False) as file:
-            sent = await asyncio.get_running_loop().sendfile(transport, file, span.first, span.length)
-        if sent != span.length:
-            raise ConnectionAbortedError("the object became shorter")
-    except RuntimeError as error:  # asyncio's, of a transport that closes meanwhile
-        raise ConnectionResetError(str(error)) from error
-    finally:
-        if sent != span.length:
-            transport.abort()
 
 
 def _text(status: int, line: str, **headers: str) -> web.Response:

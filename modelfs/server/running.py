@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
@@ -41,7 +42,7 @@ def run_server(root: Path, host: str, port: int, on_ready: Callable[[str], None]
     Raises Conflict where the port is taken, Forbidden where it may not be had, BadInput of a bad host, and of one that
     others can reach without a token.
     """
-    access = access or Access()
+    access = replace(access or Access(), name=host)
     check_exposure(host, access)
     _allow_many_connections()
     if access.may_ever_write:
@@ -109,7 +110,7 @@ def _without_quotes(record: logging.LogRecord) -> bool:
 
 def _sweep(store: FileStore) -> None:
     """Remove what uploads of killed servers left, now and every while: one that goes on is written to at least every
-    GRACE_S, so an hour is far more than any of them rests."""
+    pace.GRACE_S, so an hour is far more than any of them rests."""
     while True:
         try:
             freed = store.sweep(STALE_S)

@@ -24,11 +24,10 @@ from modelfs.repository import keys
 from modelfs.repository.pack import MAX_OBJECT_BYTES
 from modelfs.server import checks
 from modelfs.server.objects import is_named_by_digest
+from modelfs.server.pace import Pace
 from modelfs.stores.file_store import FileStore, Incoming
-from modelfs.units import Deadline, KiB, MiB
+from modelfs.units import Deadline, MiB
 
-GRACE_S = 30.0
-SLOWEST_BYTES_PER_S = 32 * KiB
 _COMMIT_S = 5.0  # for the lock that all writers of a directory share; who waits longer is told to come again
 _DRAIN_BYTES = MAX_OBJECT_BYTES
 _BROKEN = (ConnectionError, ClientPayloadError, HttpProcessingError)
@@ -123,25 +122,22 @@ class Uploads:
 
 
 async def pieces(request: web.Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises Refused past limit bytes, where it breaks off, and where the client takes more than
-    GRACE_S longer than SLOWEST_BYTES_PER_S needs; only waiting for the client counts."""
+    """The body as it comes. Raises Refused past limit bytes, where it breaks off, and where it comes too slowly."""
     if _waits_for_continue(request):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
-    loop = asyncio.get_running_loop()
-    size, waited_s = 0, 0.0
+    pace, size = Pace(), 0
     while True:
-        began = loop.time()
         try:
-            async with asyncio.timeout(GRACE_S + size / SLOWEST_BYTES_PER_S - waited_s):
+            async with pace.waiting():
                 piece = await request.content.readany()
         except TimeoutError:
             raise Refused(408, "the body comes too slowly") from None
         except _BROKEN as error:
             raise Refused(400, "the upload broke off") from error
-        waited_s += loop.time() - began
         if not piece:
             break
+        pace.moved(len(piece))
         size += len(piece)
         if size > limit:
             raise Refused(413, f"the object has more than {limit} bytes")

@@ -32,6 +32,7 @@ class FileRange:
             raise Unavailable("an object cannot be read", where=self._where,
                               why=error.strerror or str(error)) from error
         self._offset += len(view)
+        self._deadline.moved(len(view))
 
     def close(self) -> None:
         if self._fd >= 0:

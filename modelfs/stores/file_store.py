@@ -224,7 +224,9 @@ class FileStore:
                 view = memoryview(data).cast("B")
                 while view:
                     deadline.check("an object was not written in time", str(path))
-                    view = view[os.write(fd, view[:_PIECE]):]
+                    size = os.write(fd, view[:_PIECE])
+                    view = view[size:]
+                    deadline.moved(size)
                 os.fsync(fd)
             finally:
                 os.close(fd)

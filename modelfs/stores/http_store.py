@@ -143,7 +143,7 @@ class HttpStore:
 
 
 class _Upload:
-    """A body that is sent in pieces: each has the stall timeout to itself, and large ones are not copied."""
+    """A body that is sent in pieces, so that large ones are not copied."""
 
     def __init__(self, data: Buffer) -> None:
         self._view = memoryview(data).cast("B")

@@ -1,40 +1,51 @@
 """Stores around a store: one tries again what may be tried again, one counts.
 
-Rule: only Unavailable is tried again, and never past the deadline; a swap that is lost after a try without an answer
-may have been won by that try, so what stands there now decides.
+Rule: only Unavailable is tried again, never past the deadline, and whoever waits for it is told; a swap that is lost
+after a try without an answer may have been won by that try, so what stands there now decides.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
-from modelfs.errors import DeadlinePassed, ObjectMissing, SwapLost, Unavailable
+from modelfs.errors import DeadlinePassed, ObjectMissing, SwapLost, Unavailable, WrongServer
 from modelfs.metrics import Metrics
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo, ObjectStore, RangeStream
 from modelfs.units import Deadline
 
 T = TypeVar("T")
+Tell = Callable[[str], None]
+"""A line for people; called from any thread."""
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
+TELL_AFTER_S = 2.0
+_LEAST_TRIES = 5
 
 
 class RetryingStore:
-    """A store that is asked again, after 0.1 s to 5 s and what Retry-After says, until the deadline.
+    """A store that is asked again, after 0.1 s to 5 s and what Retry-After says, until the deadline. Where bytes that
+    moved in vain renew the deadline, it is given up after five tries and the time that the deadline had at first.
+
+    tell: is told once that the store does not answer, when somebody has waited for TELL_AFTER_S.
 
     A put with only_if_absent that answers False may have been its own first try, whose answer was lost. A range
     that breaks off midway is for its reader to plan anew: it knows which chunks arrived.
     """
 
-    def __init__(self, store: ObjectStore, metrics: Metrics | None = None, *, first_wait_s: float = FIRST_WAIT_S,
-                 longest_wait_s: float = LONGEST_WAIT_S) -> None:
+    def __init__(self, store: ObjectStore, metrics: Metrics | None = None, *, tell: Tell | None = None,
+                 first_wait_s: float = FIRST_WAIT_S, longest_wait_s: float = LONGEST_WAIT_S) -> None:
         self.store = store
         self.url = store.url
         self._metrics = metrics
+        self._lock = threading.Lock()
+        self._tell = tell  # guarded by _lock; None once it was told
         self._first_wait_s = first_wait_s
         self._longest_wait_s = longest_wait_s
 
@@ -85,7 +96,8 @@ class RetryingStore:
 
     def _again(self, deadline: Deadline, call: Callable[[], T]) -> T:
         wait_s = self._first_wait_s
-        tries = 0
+        tries, began = 0, time.monotonic()
+        enough = deadline.sooner(math.inf)
         last: Unavailable | None = None
         while True:
             tries += 1
@@ -93,13 +105,26 @@ class RetryingStore:
                 return call()
             except DeadlinePassed as error:
                 raise _gave_up(last or error, tries) from error
+            except WrongServer:
+                raise
             except Unavailable as error:
+                if enough.passed and tries >= _LEAST_TRIES:
+                    raise _gave_up(error, tries) from error
                 pause_s = self._pause(error, wait_s, deadline, tries)
                 last = error
+            if time.monotonic() + pause_s - began > TELL_AFTER_S:
+                self._say(last, deadline)
             if self._metrics:
                 self._metrics.add("fetch_retries")
             time.sleep(pause_s)
             wait_s = min(2 * wait_s, self._longest_wait_s)
+
+    def _say(self, error: Unavailable, deadline: Deadline) -> None:
+        with self._lock:
+            tell, self._tell = self._tell, None
+        if tell is not None:
+            until = time.strftime("%H:%M:%S", time.localtime(time.time() + min(deadline.remaining(), 1e9)))
+            tell(f"{self.url} does not answer ({error.why or error.what}); trying until {until}")
 
     def _pause(self, error: Unavailable, wait_s: float, deadline: Deadline, tries: int) -> float:
         """Seconds until the next try. Raises where none is left before the deadline."""

@@ -304,4 +304,10 @@ def _disk_error(error: OSError, destination: Path) -> ModelfsError:
         return Forbidden("cannot be written", where=where, why=why)
     if isinstance(error, FileNotFoundError):
         return NotFound("cannot be written", where=where, why=why)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return BadInput("cannot pull to there", where=where, why="a file stands where a directory is to be",
+                        advice="Name another directory, or move the file away.")
+    if isinstance(error, IsADirectoryError):
+        return BadInput("cannot pull to there", where=where, why="a directory stands where a file is to be",
+                        advice="Name another directory, or move that one away.")
     return BadInput("cannot be written", where=where, why=why)

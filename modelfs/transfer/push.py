@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelfs.errors import Conflict, IntegrityError, ModelfsError, ObjectMissing
+from modelfs.errors import Conflict, IntegrityError, ObjectMissing
 from modelfs.ids import ChunkId, ModelName, ModelRef, ObjectId
 from modelfs.repository import history, index, keys, layout, manifest
 from modelfs.repository.catalog import Catalog
-from modelfs.repository.changing import swap_catalog, until_swapped
+from modelfs.repository.changing import collected, swap_catalog, until_swapped
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Index, Located
 from modelfs.repository.manifest import content_digest
@@ -28,10 +27,10 @@ from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import Buffer
 from modelfs.transfer.encoding import Encoder, Tree
 from modelfs.transfer.journal import Journal
-from modelfs.transfer.scan import scan
+from modelfs.transfer.scan import SourceFile, scan
+from modelfs.transfer.uploads import Uploads
 from modelfs.units import Deadline, rfc3339
 
-_UPLOADS = 4
 _LIKE_INDEXES = 8
 MAX_HEAD_BYTES = 2 * HEAD_TARGET_BYTES
 MAX_LAYOUT_BYTES = 4096 << 20
@@ -39,7 +38,7 @@ MAX_LAYOUT_BYTES = 4096 << 20
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """renew: a deadline from now, for one object. state: the directory of journals."""
+    """renew: a deadline from now, for one object; it begins anew as bytes move. state: the directory of journals."""
 
     state: Path
     renew: Callable[[], Deadline]
@@ -52,7 +51,7 @@ class PushOptions:
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What `push --json` shows."""
+    """What `push --json` shows. new_version: False where the tag names, now or already, one that was there."""
 
     model: str
     version: str
@@ -67,6 +66,7 @@ class PushReport:
     uploaded_bytes: int
     elapsed_s: float
     changed: bool
+    new_version: bool
 
 
 class PushProgress:
@@ -92,8 +92,9 @@ class _Push:
         self.journal = Journal(options.state, repository.info.id, ref.model)
         self.indexes: list[tuple[ObjectId, Index]] = []
         self.resumed: dict[ChunkId, Located] = {}
-        self.resumed_at: str | None = None  # etag of the catalog, read before the resumed packs were seen to be there
         self.placed: dict[ChunkId, Located] = {}  # guarded by lock
+        self.dropped: Mapping[str, str] = {}  # as it was when the push began
+        self.collected: object = None  # gc's mark in a catalog that was read before packs were seen to be there
         self.heads: set[ObjectId] = set()
         self.uploaded = 0  # guarded by lock
         self.written: set[str] = set()  # keys of this push's objects; guarded by lock
@@ -103,39 +104,38 @@ class _Push:
         files = scan(source, self.options.follow_links)
         self.progress.total(sum(file.size for file in files))
         try:
-            state = self.repository.catalog(self.options.renew())
-            self._load_indexes(state.catalog)
-            if not self.options.dry_run:
-                self._resume(state)
-            with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as uploads:
-                pending = _Pending(uploads, self._put_pack)
-                encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1,
-                                  self._known, pending.put, lambda pack: self._head(pack, pending),
-                                  self.progress.advance)
-                try:
-                    tree = encoder.run(files)
-                except BaseException:
-                    pending.cancel()
-                    raise
-                pending.finish()
-            return self._commit(tree)
+            until_swapped(self.repository, f"push of {self.model}", self._renew, self._begin)
+            return self._commit(files, self._encode(files, self.progress))
         finally:
             self.journal.close()
 
+    def _renew(self) -> Deadline:
+        return self.options.renew().patient()
+
     # chunks
+
+    def _begin(self, state: CatalogState) -> None:
+        self.dropped, self.collected = state.catalog.dropped, collected(state.catalog)
+        self._load_indexes(state.catalog)
+        if not self.options.dry_run:
+            self._resume(state.catalog)
+
+    def _encode(self, files: Iterable[SourceFile], progress: PushProgress) -> Tree:
+        with Uploads(self._put_pack) as uploads:
+            encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1, self._known,
+                              uploads.put, lambda pack: self._head(pack, uploads), progress.advance)
+            return encoder.run(files)
 
     def _load_indexes(self, catalog: Catalog) -> None:
         have = dict(self.indexes)
-        self.indexes = [(id, have.get(id) or self.repository.index(id, self.options.renew()))
-                        for id in catalog.indexes]
+        self.indexes = [(id, have.get(id) or self.repository.index(id, self._renew())) for id in catalog.indexes]
 
-    def _resume(self, state: CatalogState) -> None:
-        self.resumed_at = state.etag
+    def _resume(self, catalog: Catalog) -> None:
         for pack in self.journal.adopt():
-            if keys.pack(pack) in state.catalog.dropped:  # gc may be deleting it
+            if keys.pack(pack) in catalog.dropped:  # gc may be deleting it
                 continue
             try:
-                chunks = self.repository.pack_chunks(pack, self.options.renew())
+                chunks = self.repository.pack_chunks(pack, self._renew())
             except IntegrityError:  # missing, or no pack any more: it is pushed again
                 continue
             self.resumed.update((chunk.id, chunk) for chunk in chunks)
@@ -144,11 +144,14 @@ class _Push:
         return next((found for _, rows in self.indexes if (found := rows.find(id))), None)
 
     def _known(self, id: ChunkId) -> bool:
+        with self.lock:
+            if id in self.placed:
+                return True
         return id in self.resumed or self._indexed(id) is not None
 
-    def _head(self, pack: SealedPack, pending: _Pending) -> None:
+    def _head(self, pack: SealedPack, uploads: Uploads) -> None:
         self.heads.add(pack.id)
-        pending.put(pack)
+        uploads.put(pack)
 
     def _put_pack(self, pack: SealedPack) -> None:
         with self.lock:
@@ -160,69 +163,87 @@ class _Push:
     def _put(self, key: str, data: Buffer, *, only_if_absent: bool = False) -> None:
         with self.lock:
             self.written.add(key)
-        if self.repository.store.put(key, data, self.options.renew(), only_if_absent=only_if_absent):
+        if self.repository.store.put(key, data, self._renew(), only_if_absent=only_if_absent):
             with self.lock:
                 self.uploaded += len(data)
 
     # the commit
 
-    def _commit(self, tree: Tree) -> PushReport:
+    def _commit(self, files: list[SourceFile], tree: Tree) -> PushReport:
         body = manifest.serialise(tree.files, tree.ids, tree.lengths, [])
         manifest_id = ObjectId.of(body)
         located: tuple[dict[ChunkId, Place], list[Located]] | None = None
 
         def attempt(state: CatalogState) -> PushReport:
             nonlocal located
-            still_there = {id for id, _ in self.indexes} <= set(state.catalog.indexes)
-            self._load_indexes(state.catalog)
-            if self._forsake(state) or not still_there or located is None:
-                located = self._locate(tree)
+            if self._changed(state.catalog) or located is None:
+                located = self._locate(files, tree)
             places, fresh = located
             return self._publish(state, tree, self._version(tree, manifest_id, places), body, places, fresh)
 
-        return until_swapped(self.repository, f"push of {self.model}", self.options.renew, attempt)
+        return until_swapped(self.repository, f"push of {self.model}", self._renew, attempt)
 
-    def _forsake(self, state: CatalogState) -> bool:
-        """Give up resumed packs that gc took, or is about to: it drops them first, so this catalog, read before they
-        are looked for, either shows it or cannot be swapped any more.
+    def _changed(self, catalog: Catalog) -> bool:
+        """Take over the catalog's indexes, and forsake packs of the push's own that gc took, or is about to: it drops
+        them first, so this catalog, read before they are looked for, either shows it or cannot be swapped any more.
 
-        Returns whether there were any. Raises Conflict where an object of this push's own has gone.
+        Returns whether a chunk may lie elsewhere now, or nowhere.
         """
-        dropped = state.catalog.dropped
-        if not all(self._is_there(key) for key in self.written & dropped.keys()):
-            raise self._removed_meanwhile()
-        if state.etag is not None and state.etag == self.resumed_at:
-            return False
-        self.resumed_at = state.etag
-        gone = {id for id in {chunk.place.pack for chunk in self.resumed.values()}
-                if keys.pack(id) in dropped or not self._is_there(keys.pack(id))}
-        self.resumed = {id: chunk for id, chunk in self.resumed.items() if chunk.place.pack not in gone}
-        return bool(gone)
+        before = {id for id, _ in self.indexes}
+        self._load_indexes(catalog)
+        gone = set() if self.options.dry_run else self._gone(catalog)
+        self.placed, self.resumed = ({id: chunk for id, chunk in chunks.items() if chunk.place.pack not in gone}
+                                     for chunks in (self.placed, self.resumed))
+        return bool(gone) or not before <= {id for id, _ in self.indexes}
+
+    def _gone(self, catalog: Catalog) -> set[ObjectId]:
+        """What was dropped since the push began may be deleted at this moment; what gc may have deleted before is
+        looked for."""
+        packs = {chunk.place.pack for chunks in (self.resumed, self.placed) for chunk in chunks.values()}
+        dropped = {pack for pack in packs if keys.pack(pack) in catalog.dropped}
+        condemned = {pack for pack in dropped
+                     if catalog.dropped[keys.pack(pack)] != self.dropped.get(keys.pack(pack))}
+        gc_was_here, self.collected = collected(catalog) != self.collected, collected(catalog)
+        doubtful = (packs if gc_was_here else dropped) - condemned
+        return condemned | {pack for pack in doubtful if not self._is_there(keys.pack(pack))}
 
     def _is_there(self, key: str) -> bool:
         try:
-            self.repository.store.stat(key, self.options.renew())
+            self.repository.store.stat(key, self._renew())
         except ObjectMissing:
             return False
         return True
 
-    def _removed_meanwhile(self) -> Conflict:
-        return Conflict(f"push of {self.model}", where=self.repository.store.url,
-                        why="chunks that it counted on were removed meanwhile", advice="Push again.")
+    def _locate(self, files: list[SourceFile], tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
+        """Where each chunk lies, and which of them no index names yet. What lies nowhere any more is encoded again.
 
-    def _locate(self, tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
-        """Where each chunk lies, and which of them no index names yet."""
+        Raises Conflict where its file is not what it was.
+        """
         places: dict[ChunkId, Place] = {}
         fresh: list[Located] = []
-        for id in dict.fromkeys(tree.ids):
+        lost = self._place(dict.fromkeys(tree.ids), places, fresh)
+        if lost:
+            self._encode([file for file, row in zip(files, tree.files, strict=True)
+                          if not lost.isdisjoint(tree.ids[row.first_row:row.first_row + row.row_count])],
+                         PushProgress())
+            if self._place(lost, places, fresh):
+                raise Conflict(f"push of {self.model}", where=self.repository.store.url, advice="Push again.",
+                               why="chunks that it counted on were removed, and their files are not what they were")
+        return places, fresh
+
+    def _place(self, ids: Iterable[ChunkId], places: dict[ChunkId, Place], fresh: list[Located]) -> set[ChunkId]:
+        """Those that lie nowhere."""
+        lost = set()
+        for id in ids:
             found = self._indexed(id)
             if found is None:
                 found = self.placed.get(id) or self.resumed.get(id)
                 if found is None:
-                    raise self._removed_meanwhile()
+                    lost.add(id)
+                    continue
                 fresh.append(found)
             places[id] = found.place
-        return places, fresh
+        return lost
 
     def _version(self, tree: Tree, manifest_id: ObjectId, places: Mapping[ChunkId, Place]) -> Version:
         """The row but for its number and parent."""
@@ -237,7 +258,7 @@ class _Push:
         same = self._equal_version(rows, version)
         if same is not None and rows.live_tags.get(self.tag) == same.number:
             self.journal.finish(self._unused(places))
-            return self._report(same, places, fresh, changed=False)
+            return self._report(same, places, fresh, changed=False, new_version=False)
         if same is None:
             version = _numbered(version, rows.next, parent)
             rows = rows.with_version(version)
@@ -245,7 +266,7 @@ class _Push:
         if not self.options.dry_run:
             self._write(state, tree, version, body, places, fresh, rows, new=same is None)
             self.journal.finish(self._unused(places))
-        return self._report(same or version, places, fresh, changed=True)
+        return self._report(same or version, places, fresh, changed=True, new_version=same is None)
 
     def _write(self, state: CatalogState, tree: Tree, version: Version, body: bytes,
                places: Mapping[ChunkId, Place], fresh: list[Located], rows: History, *, new: bool) -> None:
@@ -268,18 +289,19 @@ class _Push:
         catalog = state.catalog.next(rfc3339(time.time()), models={**state.catalog.models,
                                                                    self.model: ObjectId.of(text)},
                                      removed=removed, indexes=indexes, dropped=dropped)
-        swap_catalog(self.repository, state, catalog, self.options.renew)
+        swap_catalog(self.repository, state, catalog, self._renew)
 
     def _put_layout(self, key: str, placement: bytes, dropped: Container[str]) -> None:
-        """Only where there is none, or one that was dropped with its version, and may name packs that go."""
-        if key not in dropped:
+        """Only where there is none, or one that may name packs that went: dropped with its version, or put by this
+        push itself, before it lost a swap."""
+        if key not in dropped and key not in self.written:
             self._put(key, placement, only_if_absent=True)
             return
         try:
-            old = self.repository.store.get(key, self.options.renew(), limit=MAX_LAYOUT_BYTES, fresh=True)
+            old = self.repository.store.get(key, self._renew(), limit=MAX_LAYOUT_BYTES, fresh=True)
         except ObjectMissing:
             old = None
-        self.repository.store.swap(key, old.etag if old else None, placement, self.options.renew())
+        self.repository.store.swap(key, old.etag if old else None, placement, self._renew())
         with self.lock:
             self.written.add(key)
             self.uploaded += len(placement)
@@ -320,59 +342,20 @@ class _Push:
 
     def _history(self, catalog: Catalog) -> History:
         digest = catalog.models.get(self.model) or catalog.removed.get(self.model)
-        return self.repository.history_at(digest, self.model, self.options.renew()) if digest else History(self.model)
+        return self.repository.history_at(digest, self.model, self._renew()) if digest else History(self.model)
 
     def _equal_version(self, rows: History, version: Version) -> Version | None:
         """The newest version with the same content."""
-        return next((row for row in self.repository.versions(rows, self.options.renew())
+        return next((row for row in self.repository.versions(rows, self._renew())
                      if row.content == version.content), None)
 
-    def _report(self, version: Version, places: Mapping[ChunkId, Place], fresh: list[Located], *,
-                changed: bool) -> PushReport:
+    def _report(self, version: Version, places: Mapping[ChunkId, Place], fresh: list[Located], *, changed: bool,
+                new_version: bool) -> PushReport:
         new = sum(chunk.id in self.placed for chunk in fresh)
         return PushReport(str(self.model), version.name, self.tag, version.manifest.hex(), version.created,
                           version.files, version.decoded_bytes, sum(place.length for place in places.values()), new,
-                          len(places) - new, self.uploaded, round(time.monotonic() - self.started, 3), changed)
-
-
-class _Pending:
-    """Packs on their way to the store, as many as there are uploads: memory stays bounded, and a kill loses little."""
-
-    def __init__(self, pool: ThreadPoolExecutor, put: Callable[[SealedPack], None]) -> None:
-        self._pool, self._put = pool, put
-        self._room = threading.BoundedSemaphore(_UPLOADS)
-        self._futures: list[Future[None]] = []
-        self._failed: ModelfsError | None = None
-
-    def put(self, pack: SealedPack) -> None:
-        """Blocks while there is no room. Raises what an earlier put raised."""
-        self._room.acquire()
-        if self._failed:
-            raise self._failed
-        self._futures = [future for future in self._futures if not future.done() or future.exception()]
-        self._futures.append(self._pool.submit(self._one, pack))
-
-    def _one(self, pack: SealedPack) -> None:
-        try:
-            if self._failed is None:
-                self._put(pack)
-        except ModelfsError as error:
-            self._failed = self._failed or error
-            raise
-        finally:
-            self._room.release()
-
-    def finish(self) -> None:
-        """Wait for all. Raises what a put raised."""
-        for future in self._futures:
-            future.result()
-        if self._failed:
-            raise self._failed
-
-    def cancel(self) -> None:
-        """Begin no more puts; those on their way are let finish, so that the journal's packs are whole."""
-        for future in self._futures:
-            future.cancel()
+                          len(places) - new, self.uploaded, round(time.monotonic() - self.started, 3), changed,
+                          new_version)
 
 
 def _numbered(version: Version, number: int, parent: int | None) -> Version:

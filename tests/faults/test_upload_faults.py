@@ -16,6 +16,7 @@ from results import Result
 from servers import own_server, start_own_server
 from transfer.pushed import eventually, make_repository, noise, packs, reading, write
 
+from modelfs.ids import Digest
 from modelfs.repository.pack import TARGET_BYTES
 from modelfs.units import MiB
 
@@ -74,6 +75,8 @@ def test_a_server_killed_at_any_stage_shows_nothing_half_and_the_push_goes_on_at
     done = stage == "catalog.json" and moment == "stored"
     models = json.loads(modelfs("ls", root, "--json").out)["models"]
     assert [model["tags"] for model in models] == ([{"latest": "v1"}] if done else [])
+    assert all(Digest.of(path.read_bytes()).hex() == path.name for path in root.rglob("*")
+               if path.is_file() and len(path.name) == 64 and "layouts" not in path.parts), "half an object shows"
     there = whole(root)
     assert there >= (size if stage != "packs" else MiB if moment == "stored" else 0)  # the last pack is the smallest
     with own_server(root, writable=True) as url:

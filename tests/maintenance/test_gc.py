@@ -252,8 +252,10 @@ def test_a_push_finds_other_packs_than_a_dropped_layout_names_and_replaces_it(re
     assert_whole(repository, {f"{MODEL}:v2": ONE, "lab/other:v1": {"other": ONE["w.bin"] + noise(9, CHUNK)}})
 
 
-def test_a_push_while_objects_are_being_deleted_keeps_what_it_put_and_named(repository: Repository) -> None:
-    """A gc of seven days' grace is at the first deletion when the same files are pushed, a week after."""
+@pytest.mark.parametrize("grace_s", [7 * DAY, 0.0])
+def test_a_push_while_objects_are_being_deleted_keeps_what_it_put_and_named(repository: Repository,
+                                                                           grace_s: float) -> None:
+    """A gc is at the first deletion when the same files are pushed, a week after they were dropped."""
     push_files(repository, ONE)
     rm(repository, MODEL)
     gc(repository, 7 * DAY, days=-20)
@@ -261,7 +263,7 @@ def test_a_push_while_objects_are_being_deleted_keeps_what_it_put_and_named(repo
     for path in files(repository_root(repository)):
         os.utime(repository_root(repository) / path, (time.time() - 20 * DAY,) * 2)
     between = Between(repository.store, "stat", "", lambda: push_files(repository, ONE))
-    report = gc(between.repository(), 7 * DAY)
+    report = gc(between.repository(), grace_s)
     assert between.happened and report.objects_deleted
     assert_whole(repository, {f"{MODEL}:v2": ONE})
 
@@ -302,11 +304,26 @@ def test_a_resumed_pack_that_gc_condemned_is_pushed_again(repository: Repository
     journal.note(first[0])
     journal.close()
     between = Between(repository.store, "put", "indexes/", lambda: gc(repository))
-    with pytest.raises(Conflict, match="Push again"):
-        push(source, between.repository(), ModelRef.parse(MODEL), PushOptions(tmp_path / "state", soon))
-    assert between.happened
-    assert push_tree(source, repository, state=tmp_path / "state").changed
+    report = push(source, between.repository(), ModelRef.parse(MODEL), PushOptions(tmp_path / "state", soon))
+    assert between.happened and report.changed
     assert_whole(repository, {f"{MODEL}:v1": ONE})
+
+
+@pytest.mark.parametrize("kind", ["indexes/", "histories/"])
+def test_what_gc_takes_between_the_catalog_and_what_it_names_is_not_missed(repository: Repository, tmp_path: Path,
+                                                                          kind: str) -> None:
+    """Of a catalog that another has replaced since."""
+    push_files(repository, ONE)
+
+    def remove_all() -> None:
+        rm(repository, MODEL)
+        gc(repository)
+
+    between = Between(repository.store, "get", kind, remove_all)
+    options = PushOptions(tmp_path / "state", soon)
+    report = push(write(tmp_path / "source", ONE), between.repository(), ModelRef.parse(MODEL), options)
+    assert between.happened and (report.version, report.changed) == ("v2", True)
+    assert_whole(repository, {f"{MODEL}:v2": ONE})
 
 
 def packs_with(repository: Repository, ref: str, root: Path) -> list[tuple[ObjectId, bytes]]:

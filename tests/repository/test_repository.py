@@ -10,6 +10,7 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from faultproxy import FaultProxy
 from repository.builder import CHUNK, WHEN, Builder, deadline
 
 from modelfs.errors import (
@@ -31,6 +32,7 @@ from modelfs.repository.records import canonical
 from modelfs.repository.repository import Repository, initialise, parse_info
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import open_store
+from modelfs.stores.retrying import RetryingStore
 from modelfs.units import KiB, MiB
 
 FILES = {"a/data.bin": bytes(range(256)) * 300, "b.txt": b"text", "empty": b""}
@@ -89,6 +91,50 @@ def test_a_repository_is_made_once(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="already"):
         initialise(store, 2 * MiB, 0, deadline())
     assert made_of(tmp_path / "repo") == before
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_repository_that_was_left_without_a_catalog_is_finished_by_the_next_init(tmp_path: Path,
+                                                                                   others: bool) -> None:
+    store = FileStore(tmp_path / "repo")
+    left = initialise(store, 1 * MiB, 0, deadline())
+    (tmp_path / "repo" / keys.CATALOG).unlink()
+    if others:
+        with pytest.raises(Conflict, match="chunk size is 1 MiB"):
+            initialise(store, 2 * MiB, 0, deadline())
+        assert not (tmp_path / "repo" / keys.CATALOG).exists()
+    assert initialise(store, 1 * MiB, 0, deadline()) == left
+    assert Repository.open(store, deadline()).catalog(deadline()).catalog.repository == left.id
+
+
+@pytest.mark.parametrize("lost", [keys.INFO, keys.CATALOG])
+def test_a_repository_is_made_though_the_answer_to_one_of_its_objects_is_lost(tmp_path: Path, lost: str) -> None:
+    with FaultProxy(tmp_path / "repo", writable=True) as server:
+        rule = server.add("lost_answer", lost, times=1, methods=("PUT",))
+        store = RetryingStore(open_store(server.url), first_wait_s=0.01)
+        info = initialise(store, 1 * MiB, 0, deadline())
+        assert rule.hits == 1
+        assert Repository.open(store, deadline()).catalog(deadline()).catalog.repository == info.id
+
+
+def test_of_many_who_make_one_repository_at_once_one_does(tmp_path: Path) -> None:
+    stores = [FileStore(tmp_path / "repo") for _ in range(8)]
+    found: list[object] = []
+
+    def make(store: FileStore) -> None:
+        try:
+            found.append(initialise(store, 1 * MiB, 0, deadline()))
+        except Conflict as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=make, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    repository = Repository.open(stores[0], deadline())
+    assert [info for info in found if not isinstance(info, Conflict)] == [repository.info]
+    assert repository.catalog(deadline()).catalog.repository == repository.info.id
 
 
 def made_of(root: Path) -> dict[str, bytes]:

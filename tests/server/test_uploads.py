@@ -14,6 +14,7 @@ import requests
 from server.uploading import (
     a_layout,
     answer_of,
+    chunked_head_of,
     connect,
     current,
     eventually,
@@ -95,8 +96,7 @@ def test_nothing_shows_before_the_last_byte_came(url: str, root: Path) -> None:
 def test_half_an_upload_leaves_nothing(url: str, root: Path, chunked: bool) -> None:
     data = noise(MiB)
     key = name_of(data)
-    head = (f"PUT /{key} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{len(data):x}\r\n".encode()
-            if chunked else head_of(key, len(data)))
+    head = chunked_head_of(key) + f"{len(data):x}\r\n".encode() if chunked else head_of(key, len(data))
     with connect(url) as connection:
         connection.sendall(head + data[:-1])
         eventually(lambda: len(unfinished(root)) == 1)
@@ -107,7 +107,7 @@ def test_half_an_upload_leaves_nothing(url: str, root: Path, chunked: bool) -> N
 def test_a_malformed_chunk_leaves_nothing(url: str, root: Path) -> None:
     key = name_of(b"hello")
     with connect(url) as connection:
-        connection.sendall(f"PUT /{key} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel".encode())
+        connection.sendall(chunked_head_of(key) + b"5\r\nhel")
         eventually(lambda: len(unfinished(root)) == 1)
         connection.sendall(b"lo\r\nzz\r\n")
     eventually(lambda: not unfinished(root))
@@ -207,6 +207,8 @@ def test_an_upload_follows_no_link_out_of_the_repository(url: str, root: Path) -
     (root / name_of(other)).parent.mkdir(parents=True, exist_ok=True)
     (root / name_of(other)).symlink_to(outside / "x")
     assert put(url, name_of(other), other).status_code == 403
+    for link in ((root / name_of(data)).parent, root / name_of(other)):
+        link.unlink()  # other tests put what they like into this root
 
 
 def test_a_layout_is_made_once_and_replaced_by_who_knows_it(url: str) -> None:
@@ -344,10 +346,10 @@ def test_many_half_uploads_hold_up_nobody(url: str, root: Path) -> None:
 
 def test_a_body_that_comes_too_slowly_is_ended(tmp_path: Path) -> None:
     new_repository(tmp_path)
-    short = "from modelfs.server import uploads; uploads.GRACE_S = 0.3; uploads.SLOWEST_BYTES_PER_S = 1 << 30"
+    short = "from modelfs.server import pace; pace.GRACE_S = 0.3; pace.SLOWEST_BYTES_PER_S = 1 << 30"
     with own_server(tmp_path, writable=True, before=short) as url, connect(url) as silent, connect(url) as dripping:
         silent.sendall(head_of(name_of(b"x"), 1000))
-        dripping.sendall(f"PUT /{name_of(b'x')} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        dripping.sendall(chunked_head_of(name_of(b"x")))
         try:
             while True:  # for ever, if it were let
                 dripping.sendall(b"1\r\nx\r\n")
@@ -364,9 +366,9 @@ def test_a_head_that_does_not_end_is_ended_and_an_answer_that_lasts_is_not(tmp_p
     store.put(name_of(data), data, soon())
     with own_server(tmp_path, before="from modelfs.server import running; running.SILENT_S = 0.2") as url:
         with connect(url) as lasting, connect(url) as half, connect(url) as nothing, connect(url) as idle:
-            lasting.sendall(f"GET /{name_of(data)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            lasting.sendall(f"GET /{name_of(data)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             half.sendall(b"GET / HTTP/1.1\r\nHost:")
-            idle.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+            idle.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             for connection in (half, nothing, idle):
                 try:
                     while connection.recv(1000):

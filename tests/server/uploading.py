@@ -61,7 +61,11 @@ def connect(url: str) -> socket.socket:
 
 
 def head_of(key: str, length: int, *more: str) -> bytes:
-    return "\r\n".join([f"PUT /{key} HTTP/1.1", "Host: x", f"Content-Length: {length}", *more, "", ""]).encode()
+    return "\r\n".join([f"PUT /{key} HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *more, "", ""]).encode()
+
+
+def chunked_head_of(key: str) -> bytes:
+    return f"PUT /{key} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
 
 
 def answer_of(connection: socket.socket) -> bytes:

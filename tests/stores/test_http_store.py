@@ -23,6 +23,7 @@ from modelfs.errors import (
     ModelfsError,
     ObjectMissing,
     Unavailable,
+    WrongServer,
 )
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.http_store import HttpStore
@@ -380,7 +381,7 @@ def test_https_is_checked_and_has_the_same_deadlines(server: FaultProxy, tmp_pat
         assert read(store, 3, 500_000) == CONTENT[3:500_003]
         secure.add("drip", match=PACK, piece=1, interval_s=0.02)
         passes_its_deadline(lambda: read(store, 0, 200_000, Deadline(0.5)))
-        with pytest.raises(Unavailable, match="certificate"):
+        with pytest.raises(WrongServer, match=r"certificate does not hold, self.signed"):
             HttpStore(secure.url).stat(PACK, soon())
 
 

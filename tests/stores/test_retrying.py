@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
 
-from modelfs.errors import DeadlinePassed, Forbidden, ObjectMissing, SwapLost, Unavailable
+from modelfs.errors import DeadlinePassed, Forbidden, ObjectMissing, SwapLost, Unavailable, WrongServer
 from modelfs.metrics import Metrics
+from modelfs.stores import retrying
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.http_store import HttpStore
 from modelfs.stores.retrying import MeteredStore, RetryingStore
@@ -157,3 +159,26 @@ def test_a_server_that_comes_back_before_the_deadline_is_met(server: FaultProxy,
             server.up()
     store._metrics = type("Counting", (), {"add": staticmethod(back_after_some_tries)})()  # type: ignore[assignment]
     assert store.stat(PACK, soon()).size == 10
+
+
+def test_who_waits_for_a_store_is_told_once_why_and_until_when(server: FaultProxy,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "TELL_AFTER_S", 0.2)
+    told: list[str] = []
+    store = RetryingStore(HttpStore(server.url), tell=told.append, first_wait_s=0.005)
+    server.add("status", code=503, times=2)
+    assert store.stat(PACK, soon()).size == 10
+    assert told == [], "two quick tries are no wait"
+    server.down()
+    for _ in range(2):
+        with pytest.raises(DeadlinePassed):
+            store.stat(PACK, Deadline(1))
+    assert len(told) == 1
+    assert re.fullmatch(rf"{server.url} does not answer \(Connection refused\); trying until \d\d:\d\d:\d\d", told[0])
+
+
+def test_what_answers_without_tls_is_not_asked_again(server: FaultProxy, metrics: Metrics) -> None:
+    store = RetryingStore(HttpStore(server.url.replace("http:", "https:")), metrics)
+    with pytest.raises(WrongServer, match=r"does not answer with TLS.*http://"):
+        store.stat(PACK, soon())
+    assert metrics.snapshot()["fetch_retries"] == 0
