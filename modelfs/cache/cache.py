@@ -17,17 +17,21 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
-from modelfs.cache.cache_file import CacheFile, HandleTable
+from modelfs.cache.cache_file import CacheFile
 from modelfs.cache.chunk_index import ChunkIndex
 from modelfs.cache.contents import CachedFile, Removal, contents, remove, room_for
 from modelfs.cache.eviction import Evictor, cache_files
+from modelfs.cache.handles import HandleTable
 from modelfs.cache.map_file import ChunkList, read_state
 from modelfs.cache.meta_cache import MetaCache
 from modelfs.cache.meta_files import MetaFiles
 from modelfs.cache.room import Room
+from modelfs.cache.scrub import Scrubber
+from modelfs.cache.sealing import Sealer
 from modelfs.cache.sparse_file import open_sparse
 from modelfs.cache.sweep import Sweeper
 from modelfs.cache.trouble import Trouble
+from modelfs.config import Verify
 from modelfs.errors import ModelfsError, NoSpace
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
@@ -58,12 +62,15 @@ class Cache:
 
     limit: of the directory's disk usage; min_free: what the disk keeps free in any case. Raises Forbidden where the
     directory is another's or open to others, BadInput where it is none; any other trouble means an empty cache,
-    until it passes.
+    until it passes. verify: "changed": files that are wholly checked are sealed, and seals are believed; "mount" and
+    "always" differ only in how reads use the cache. scrub_s: how often the whole directory is hashed; 0: never, by
+    this process.
     """
 
     meta: MetaCache
 
-    def __init__(self, directory: Path, limit: DiskShare, min_free: DiskShare, metrics: Metrics) -> None:
+    def __init__(self, directory: Path, limit: DiskShare, min_free: DiskShare, metrics: Metrics, *,
+                 verify: Verify = "mount", scrub_s: float = 0.0) -> None:
         self.directory = directory
         self._trouble = Trouble(str(directory), metrics)
         self._room = Room(directory, limit, min_free, self._trouble)
@@ -78,9 +85,15 @@ class Cache:
                                self._table, self._trouble)
         # One that was never counted takes no fills until it is: a small or new one is ready when we return.
         self._keeper.start(0.0 if self._room.is_counted else _START_S)
+        self._sealer = Sealer() if verify == "changed" else None
+        self._scrubber = Scrubber(self._room, metrics, self._trouble, scrub_s) if scrub_s > 0 else None
 
     def close(self) -> None:
         """Everything is a miss from now on; what is on disk stays."""
+        if self._scrubber is not None:
+            self._scrubber.close()
+        if self._sealer is not None:
+            self._sealer.close()
         self._keeper.stop()
         self._table.close()
         self._room.close()
@@ -176,7 +189,8 @@ class Cache:
         with self._lock:
             file = self._files.get(chunks.name)
             if file is None:
-                file = CacheFile(chunks, self._room, self._evictor, self._index, self._table, self._trouble)
+                file = CacheFile(chunks, self._room, self._evictor, self._index, self._table, self._sealer,
+                                 self._trouble)
                 self._files[chunks.name] = file
             return file
 

@@ -3,8 +3,8 @@
 Rule: chunk ids and lengths hash to the file's name, and are checked when it is opened; the rest may be anything
 after a crash and is believed only as far as a check of the chunk itself bears it out.
 
-    0  magic   8  rows u64   16  nonce u64   24  account i64   32  dead u8   33  pinned u8        (128 bytes)
-    then ids [n,32] u8, lengths [n] u32, last use [n] u32, presence [n] u8
+    0  magic   8  rows u64   16  nonce u64   24  account i64   32  dead u8   33  pinned u8   40  seal [32] u8
+    then, from 128 on, ids [n,32] u8, lengths [n] u32, last use [n] u32, presence [n] u8
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from modelfs.errors import BadInput
 
 MAGIC = b"mfsmap1\n"
 HEADER = 128
-NONCE, ACCOUNT, DEAD, PINNED = 16, 24, 32, 33
+NONCE, ACCOUNT, DEAD, PINNED, SEAL = 16, 24, 32, 33, 40
+UNSEALED = bytes(32)
 _ROW = 32 + 4 + 4 + 1
 _MAX_ROWS = 1 << 32
 _HEAD = struct.Struct("<8sQQqBB")
@@ -67,6 +68,16 @@ def map_size(rows: int) -> int:
 
 def pack_head(rows: int, nonce: int, pinned: bool) -> bytes:
     return _HEAD.pack(MAGIC, rows, nonce, 0, 0, pinned).ljust(HEADER, b"\0")
+
+
+def seal_of(name: str, nonce: int, data: os.stat_result, counts: bytes) -> bytes:
+    """Says that the data file was checked as a whole while it was this very one, last changed then, at these counts.
+
+    Every write, cut and hole changes the ctime, and no program can set it back; reading, locking and utimes-free use
+    do not change it. data: fstat of the data file.
+    """
+    state = f"{name} {nonce} {data.st_dev} {data.st_ino} {data.st_size} {data.st_ctime_ns}\n"
+    return blake3(state.encode()).update(counts).digest()
 
 
 def column_offsets(rows: int) -> tuple[int, int, int, int]:

@@ -133,6 +133,7 @@ class Room:
 
 
 def _make_private(directory: Path) -> None:
+    """Made where it is missing; an empty one of our own becomes private, since nobody has put anything into it."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
@@ -147,6 +148,9 @@ def _make_private(directory: Path) -> None:
         raise BadInput("the cache is no directory", where=str(directory)) from None
     if not stat.S_ISDIR(found.st_mode):
         raise BadInput("the cache is no directory", where=str(directory))
+    if found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700 and not any(os.scandir(directory)):
+        directory.chmod(0o700)
+        found = directory.stat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o777 != 0o700:
         raise Forbidden("not a private cache directory", where=str(directory),
                         why=f"its owner is {found.st_uid} and its mode {found.st_mode & 0o777:04o}",

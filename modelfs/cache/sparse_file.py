@@ -17,18 +17,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from modelfs.cache.holes import covered_bytes, hole_ranges
 from modelfs.cache.map_file import (
     ACCOUNT,
     DEAD,
     HEADER,
     NONCE,
     PINNED,
+    SEAL,
+    UNSEALED,
     ChunkList,
     Rows,
     column_offsets,
     map_size,
     pack_head,
     read_chunks,
+    seal_of,
 )
 from modelfs.cache.room import Room
 from modelfs.cache.system import SharedLock, allocate, disk_bytes, map_shared, punch, write_all
@@ -68,7 +72,9 @@ class SparseFile:
         # memoryviews for single rows (26 ns a look, numpy takes 68), arrays over the same bytes for many
         self.last_use = shared[last_use:last_use + 4 * rows].cast("I")
         self.presence = shared[presence:presence + rows]
+        self._last_uses: npt.NDArray[np.uint32] = np.frombuffer(self.last_use, np.uint32)
         self._present: npt.NDArray[np.uint8] = np.frombuffer(self.presence, np.uint8)
+        self.nowait: int = getattr(os, "RWF_NOWAIT", 0)  # the flag of preadv, if the filesystem knows it
         self.used = True  # since the table of handles last looked
 
     def __del__(self) -> None:
@@ -84,22 +90,76 @@ class SparseFile:
     def pinned(self) -> bool:
         return self._head[PINNED] != 0
 
+    @property
+    def path(self) -> Path:
+        """Of the data."""
+        return _data_path(self._path)
+
     def present_rows(self) -> Rows:
         return np.flatnonzero(self._present & 1)
+
+    def use_all(self) -> None:
+        """Every chunk was used just now."""
+        self._last_uses[:] = use_clock()
 
     def check_current(self) -> None:
         """Raises GoneError if this is not what stands at the file's path any more."""
         if self.dead or not os.fstat(self._map_fd).st_nlink or not os.fstat(self.data_fd).st_nlink:
             raise GoneError(self.chunks.name)
 
+    def sealed(self) -> bytes | None:
+        """The counts at which all rows were checked and sealed, if nothing has changed since. Raises OSError."""
+        seal = self._head[SEAL:SEAL + 32].tobytes()
+        if seal == UNSEALED:
+            return None
+        counts = self.presence.tobytes()
+        return counts if seal == seal_of(self.chunks.name, self.nonce, os.fstat(self.data_fd), counts) else None
+
+    def seal(self, counts: bytes) -> None:
+        """Write the data to the disk and, if it is still at these counts then, seal it. All rows are present, and
+        were checked at them. Takes the lock itself, after the fsync, which may last. Raises GoneError, OSError."""
+        if self.sealed() == counts:
+            return
+        before = os.fstat(self.data_fd)
+        os.fsync(self.data_fd)
+        with self.lock:
+            self.check_current()
+            now = os.fstat(self.data_fd)
+            if self.presence == counts and now.st_ctime_ns == before.st_ctime_ns:
+                self._head[SEAL:SEAL + 32] = seal_of(self.chunks.name, self.nonce, now, counts)
+
+    def open_shared(self) -> int | None:
+        """A descriptor of the data on which no chunk is punched as long as it is open anywhere; None while somebody
+        punches. Raises GoneError, OSError."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise GoneError(self.chunks.name) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self.check_current()
+            if not os.path.samestat(os.fstat(fd), os.fstat(self.data_fd)):
+                raise GoneError(self.chunks.name)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except (OSError, GoneError):
+            os.close(fd)
+            raise
+        return fd
+
     def fill(self, row: int, data: memoryview) -> int:
-        """Store one chunk; returns its count. Raises NoSpace where it does not fit, GoneError, OSError."""
+        """Store one chunk; returns its count. Raises NoSpace where it does not fit, GoneError, OSError.
+
+        Also where a kernel handle reads the file: a chunk that is absent then is a bad one (`drop`), and this mends it.
+        """
         self.check_current()
         if self.presence[row] & 1:
             return self.presence[row]
         block, start = self._room.block, int(self.chunks.offsets[row])
         end = start + len(data)
         self._room.reserve(self._slot, _whole(end, block) - start // block * block, self._account)
+        self._break_seal()
         try:
             write_all(self.data_fd, data, start)
         except OSError:
@@ -121,12 +181,28 @@ class SparseFile:
         if not len(rows) or not _try_alone(self.data_fd):
             return 0
         try:
+            self._break_seal()
             self._present[rows] += 1
             self._free(rows)
             self.settle()
         finally:
             fcntl.flock(self.data_fd, fcntl.LOCK_UN)
         return len(rows)
+
+    def drop(self, row: int) -> None:
+        """Make a chunk that was found bad a miss, whoever holds the file. A kernel handle keeps the bytes, until a
+        fill mends them in place; else its blocks go. Raises GoneError, OSError."""
+        self.check_current()
+        self._break_seal()
+        self.presence[row] = (self.presence[row] + 1) & 0xFF
+        # A power cut must not bring back the seal: then the bad chunk would be believed.
+        os.fdatasync(self._map_fd)
+        if _try_alone(self.data_fd):
+            try:
+                self._free(np.array([row]))
+                self.settle()
+            finally:
+                fcntl.flock(self.data_fd, fcntl.LOCK_UN)
 
     def remove(self) -> int:
         """Drop the whole file, if no kernel handle holds it; how many chunks that were, -1 if it is held.
@@ -181,7 +257,7 @@ class SparseFile:
         """Free what a crash left behind absent chunks, and settle. Raises GoneError, OSError."""
         self.check_current()
         taken = disk_bytes(os.fstat(self.data_fd))
-        if taken > _covered(self.present_rows(), self.chunks.offsets, self._room.block) + _SLACK + taken // 256 \
+        if taken > covered_bytes(self.present_rows(), self.chunks.offsets, self._room.block) + _SLACK + taken // 256 \
                 and _try_alone(self.data_fd):
             try:
                 self._free(np.flatnonzero(self._present & 1 == 0))
@@ -189,41 +265,12 @@ class SparseFile:
                 fcntl.flock(self.data_fd, fcntl.LOCK_UN)
         self.settle()
 
+    def _break_seal(self) -> None:
+        self._head[SEAL:SEAL + 32] = UNSEALED
+
     def _free(self, rows: Rows) -> None:
         for start, length in hole_ranges(rows, self.present_rows(), self.chunks.offsets, self._room.block):
             punch(self.data_fd, start, length)
-
-
-def hole_ranges(rows: Rows, present: Rows, offsets: npt.NDArray[np.uint64], block: int) -> list[tuple[int, int]]:
-    """Start and length of the whole blocks that rows touch and no row of present does, few and in order.
-
-    rows, present: sorted, disjoint. A block at the edge is freed with the last chunk in it, whichever that is.
-    """
-    at = offsets.view(np.int64)
-    size = int(at[-1])
-    before = np.searchsorted(present, rows)
-    ends = np.concatenate(([0], at[present + 1]))
-    starts = np.concatenate((at[present], [-(-size // block) * block]))
-    low = np.maximum(-(-ends[before] // block) * block, at[rows] // block * block)
-    high = np.minimum(starts[before] // block * block, -(-at[rows + 1] // block) * block)
-    some = low < high
-    low, high = low[some], high[some]
-    if not len(low):
-        return []
-    reach = np.maximum.accumulate(high)
-    first = np.concatenate(([True], low[1:] > reach[:-1]))
-    last = np.concatenate((first[1:], [True]))
-    return [(int(a), int(b - a)) for a, b in zip(low[first], reach[last], strict=True)]
-
-
-def _covered(present: Rows, offsets: npt.NDArray[np.uint64], block: int) -> int:
-    """Bytes of the blocks that present rows touch."""
-    if not len(present):
-        return 0
-    at = offsets.view(np.int64)
-    low, high = at[present] // block * block, -(-at[present + 1] // block) * block
-    reach = np.concatenate(([0], np.maximum.accumulate(high)[:-1]))
-    return int(np.maximum(0, high - np.maximum(low, reach)).sum())
 
 
 def _data_path(map_path: Path) -> Path:

@@ -12,9 +12,11 @@ import fcntl
 import os
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 LOCK_WAIT_S = 2.0
+_LOW = 10  # nice
 _PROT_READ_WRITE, _MAP_SHARED = 1 | 2, 1
 _PUNCH_HOLE_KEEP_SIZE = 2 | 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +71,13 @@ def punch(fd: int, start: int, length: int) -> bool:
     if code in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
     raise OSError(code, os.strerror(code), "fallocate")
+
+
+def lower_priority() -> None:
+    """This thread's work can wait: it takes what processor time others leave."""
+    # Only Linux gives threads a priority of their own; elsewhere the id is unknown, and it stays as it is.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW)
 
 
 def disk_bytes(status: os.stat_result) -> int:

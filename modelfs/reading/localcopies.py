@@ -13,12 +13,11 @@ import queue
 import threading
 from collections.abc import Callable
 
-from modelfs.errors import CorruptChunk
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
+from modelfs.reading.checking import load_checked
 from modelfs.reading.flights import Flight
 from modelfs.reading.versions import ChunkCache, FileCache
-from modelfs.repository.chunk import check_chunk
 
 _LOG = logger_for(__name__)
 
@@ -85,20 +84,7 @@ class LocalCopies:
             return False
 
     def _try(self, flight: Flight, cache: FileCache, row: int, view: memoryview) -> bool:
-        count = cache.load(row, view)
-        if not count:
-            return False
-        try:
-            check_chunk(flight.ref, view)
-        except CorruptChunk as error:
-            cache.discard(row, count)
-            self._metrics.add("hash_failures")
-            log_event(_LOG, "warning", "cache.corrupt", file=flight.wants[0].file.entry.path,
-                      chunk=flight.ref.id.hex(), why=str(error))
-            return False
-        cache.mark_checked(row, count)
-        self._metrics.add("chunks_verified")
-        return True
+        return load_checked(cache, row, flight.ref, view, self._metrics, flight.wants[0].file.entry.path)
 
     def _broken(self, error: Exception) -> None:
         """A fault in the cache's code costs speed, not a read, and does not end a thread that others wait for."""

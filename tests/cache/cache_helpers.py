@@ -16,6 +16,7 @@ from blake3 import blake3
 import modelfs
 from modelfs.cache.cache import Cache
 from modelfs.cache.cache_file import CacheFile
+from modelfs.config import Verify
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
 from modelfs.units import DiskShare, MiB
@@ -49,8 +50,9 @@ def random_model(seed: int, *lengths: int) -> Model:
     return model_of(*(rng.bytes(n) for n in lengths))
 
 
-def open_cache(directory: Path, limit: int = 64 * MiB, metrics: Metrics | None = None) -> Cache:
-    return Cache(directory, DiskShare(size_bytes=limit), NONE, metrics or Metrics())
+def open_cache(directory: Path, limit: int = 64 * MiB, metrics: Metrics | None = None, *, verify: Verify = "mount",
+               scrub_s: float = 0.0) -> Cache:
+    return Cache(directory, DiskShare(size_bytes=limit), NONE, metrics or Metrics(), verify=verify, scrub_s=scrub_s)
 
 
 def fill_all(file: CacheFile, model: Model) -> int:
@@ -73,6 +75,19 @@ def good_rows(file: CacheFile, model: Model) -> set[int]:
         else:
             file.discard(row, count)
     return good
+
+
+def data_path(directory: Path, file: CacheFile) -> Path:
+    return directory / "files" / file.name[:2] / file.name
+
+
+def flip(path: Path, offset: int) -> None:
+    """One bit of one byte, as a bad disk or a stray write would."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 1]), offset)
+    finally:
+        os.close(fd)
 
 
 def disk_usage(directory: Path) -> int:

@@ -222,7 +222,6 @@ def test_a_file_whose_data_is_locked_for_the_kernel_is_left_alone(directory: Pat
     with open(data, "rb") as handed_out:
         fcntl.flock(handed_out, fcntl.LOCK_SH)
         cache.set_limits(DiskShare(size_bytes=MiB), NONE)
-        file.discard(0, file.presence(0))
         assert handed_out.read() == b"".join(model.data)
         assert good_rows(file, model) == {0, 1, 2, 3} and not good_rows(other.in_cache(cache), other)
     cache.set_limits(DiskShare(size_bytes=MiB), NONE)
@@ -232,8 +231,10 @@ def test_a_file_whose_data_is_locked_for_the_kernel_is_left_alone(directory: Pat
 
 def test_a_directory_of_another_mode_or_owner_or_a_file_is_refused_by_name(directory: Path) -> None:
     directory.mkdir(mode=0o755)
+    (directory / "something").touch()
     with pytest.raises(Forbidden, match=str(directory)):
         open_cache(directory)
+    assert directory.stat().st_mode & 0o777 == 0o755
     directory.chmod(0o700)
     open_cache(directory).close()
     with pytest.raises(BadInput, match="CACHEDIR"):
@@ -242,6 +243,12 @@ def test_a_directory_of_another_mode_or_owner_or_a_file_is_refused_by_name(direc
         os.chown(directory, 12345, 12345)
         with pytest.raises(Forbidden, match="12345"):
             open_cache(directory)
+
+
+def test_an_empty_directory_of_our_own_becomes_private(directory: Path) -> None:
+    directory.mkdir(mode=0o755)
+    open_cache(directory).close()
+    assert directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_new_directory_is_private_and_tagged(directory: Path) -> None:

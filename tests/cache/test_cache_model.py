@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from modelfs.cache.cache_file import Read
 from modelfs.cache.eviction import victims
+from modelfs.cache.holes import hole_ranges
 from modelfs.cache.map_file import MapState
-from modelfs.cache.sparse_file import hole_ranges
 from modelfs.units import DiskShare, KiB, MiB
 
 _BASE = random_model(50, *[30_000, 1, 4096, 100_000, 5000, 8192, 70_000, 3, 4, 5])
@@ -28,7 +30,7 @@ class CacheAgainstADict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp()) / "cache"
-        self.cache = open_cache(self.directory)
+        self.cache = open_cache(self.directory, verify="changed")
         self.present: dict[tuple[int, int], int] = {}
         self.checked: set[tuple[int, int]] = set()
         self.pinned: set[int] = set()
@@ -40,6 +42,9 @@ class CacheAgainstADict(RuleBasedStateMachine):
 
     def _row(self, number: int, row: int) -> int:
         return row % len(MODELS[number].data)
+
+    def _whole(self, number: int) -> bool:
+        return {(number, row) for row in range(len(MODELS[number].data))} <= self.checked
 
     @rule(number=files, row=rows)
     def fill(self, number: int, row: int) -> None:
@@ -59,6 +64,27 @@ class CacheAgainstADict(RuleBasedStateMachine):
         count = self.held[number].presence(row)
         assert self.held[number].read(row, start, buffer, count) == ((number, row) in self.present)
         assert not count & 1 or buffer == data[start:start + size]
+
+    @rule(number=files, start=st.integers(0, 300_000), size=st.integers(1, 300_000), nowait=st.booleans())
+    def read_at(self, number: int, start: int, size: int, nowait: bool) -> None:
+        model, data = MODELS[number], b"".join(MODELS[number].data)
+        start %= len(data)
+        buffer = memoryview(bytearray(min(size, len(data) - start)))
+        found = self.held[number].read_at(start, buffer, nowait=nowait)
+        ends = np.cumsum([len(chunk) for chunk in model.data]).tolist()
+        touched = {(number, row) for row, end in enumerate(ends)
+                   if end > start and end - len(model.data[row]) < start + len(buffer)}
+        assert (found is not Read.MISS) == (touched <= self.checked)
+        assert found is not Read.DONE or buffer == data[start:start + len(buffer)]
+        assert nowait or found is not Read.BLOCK
+
+    @rule(number=files)
+    def hand_out(self, number: int) -> None:
+        backing = self.held[number].backing()
+        assert (backing is not None) == self._whole(number)
+        if backing is not None:
+            assert os.pread(backing.fd, 1 << 20, 0) == b"".join(MODELS[number].data)
+            backing.close()
 
     @rule(number=files, row=rows)
     def check(self, number: int, row: int) -> None:
@@ -115,10 +141,13 @@ class CacheAgainstADict(RuleBasedStateMachine):
 
     @rule()
     def remount(self) -> None:
+        """What was wholly checked is sealed, and so still checked."""
         self.cache.close()
-        self.cache = open_cache(self.directory)
+        self.cache = open_cache(self.directory, verify="changed")
         self.held = [model.in_cache(self.cache) for model in MODELS]
-        self.checked = set()
+        for number, model in enumerate(MODELS):
+            if not self._whole(number):
+                self.checked -= {(number, row) for row in range(len(model.data))}
 
     @invariant()
     def the_cache_holds_what_the_dict_holds(self) -> None:
@@ -126,6 +155,8 @@ class CacheAgainstADict(RuleBasedStateMachine):
             there = {row: self.present[number, row] for row in range(len(model.data)) if (number, row) in self.present}
             assert {row: file.presence(row) for row in range(file.rows) if file.presence(row) & 1} == there
             assert {row for row in there if file.checked(row)} == {r for n, r in self.checked if n == number}
+            assert set(file.unchecked().tolist()) == there.keys() - {r for n, r in self.checked if n == number}
+            assert file.whole() == self._whole(number)
             assert file.cached_bytes() == sum(len(model.data[row]) for row in there)
 
     @invariant()

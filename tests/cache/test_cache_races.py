@@ -23,6 +23,7 @@ from cache_helpers import (
 )
 
 from modelfs.cache import sparse_file
+from modelfs.cache.cache_file import Read
 from modelfs.cache.system import punch, write_all
 from modelfs.units import KiB, MiB
 
@@ -49,7 +50,8 @@ def _race(directory: Path, rows: int, length: int, enough: int) -> None:
     cache = open_cache(directory)
     file = model.in_cache(cache)
     wrong: list[tuple[int, int]] = []
-    counts = {"read": 0, "raced": 0}
+    counts = {"read": 0, "raced": 0, "read across": 0}
+    whole = b"".join(model.data)
     stop = threading.Event()
 
     def churn() -> None:
@@ -72,6 +74,12 @@ def _race(directory: Path, rows: int, length: int, enough: int) -> None:
                     wrong.append((row, start))
             elif count & 1:
                 counts["raced"] += 1  # the second look, or the first one again, said no
+            at = row * length + start
+            across = view[:min(length, rows * length - at)]  # up to two chunks
+            if file.read_at(at, across, nowait=False) is Read.DONE:
+                counts["read across"] += 1
+                if across != whole[at:at + len(across)]:
+                    wrong.append((row, at))
 
     threads = [threading.Thread(target=churn), *(threading.Thread(target=read, args=(seed,)) for seed in (2, 3))]
     interval = sys.getswitchinterval()
@@ -80,7 +88,8 @@ def _race(directory: Path, rows: int, length: int, enough: int) -> None:
         assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
         for thread in threads:
             thread.start()
-        assert eventually(lambda: bool(wrong) or (counts["raced"] > enough and counts["read"] > 300), 60)
+        assert eventually(lambda: bool(wrong) or (counts["raced"] > enough and counts["read"] > 300
+                          and counts["read across"] > 100), 60)
         stop.set()
         for thread in threads:
             thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def hold(directory: Path, limit: int) -> None:
     cache.close()
 
 
+def seal(directory: Path, seed: int, rows: int, length: int) -> None:
+    """A mount with `changed` that fills a file and ends."""
+    cache = open_cache(directory, verify="changed")
+    model = random_model(seed, *[length] * rows)
+    fill_all(model.in_cache(cache), model)
+    cache.close()
+
+
+def hand_out(directory: Path, seed: int, rows: int, length: int) -> None:
+    """Checks a file, and gives the descriptor for the kernel to a child, which keeps it; says the child's id."""
+    cache = open_cache(directory)
+    model = random_model(seed, *[length] * rows)
+    good_rows(model.in_cache(cache), model)
+    backing = model.in_cache(cache).backing()
+    assert backing is not None
+    child = subprocess.Popen(["sleep", "600"], pass_fds=[backing.fd], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    sys.stdin.read()
+
+
 def many(directory: Path, files: int) -> None:
     """Fills and reads more files than the process may have descriptors; says how many it had open at most."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
@@ -66,4 +88,5 @@ def many(directory: Path, files: int) -> None:
 
 if __name__ == "__main__":
     command, directory, *numbers = sys.argv[1:]
-    {"churn": churn, "fill": fill, "hold": hold, "many": many}[command](Path(directory), *map(int, numbers))
+    {"churn": churn, "fill": fill, "hold": hold, "seal": seal, "hand_out": hand_out,
+     "many": many}[command](Path(directory), *map(int, numbers))
