@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 @click.option("--deadline", metavar="T", help="After it a read fails rather than hangs.")
 @click.option("--verify", metavar="V", help="When cached chunks are checked: mount, changed or always.")
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--kept", hidden=True)
 @command_options(prints_json=False)
 def command(session: Session, repo: str, mountpoint: str, model: str | None, engine: str | None,
             cache_dir: str | None, cache_size: str | None, follow: bool, daemon: bool, allow_other: bool,
-            poll: str | None, deadline: str | None, verify: str | None, ready_fd: int | None) -> None:
+            poll: str | None, deadline: str | None, verify: str | None, ready_fd: int | None,
+            kept: str | None) -> None:
     """Show REPO as files below MOUNTPOINT: org/name/vN/…, tags as links to versions."""
     flags: dict[str, object] = {
         "cache_directory": None if cache_dir is None else os.path.abspath(cache_dir), "cache_size": cache_size,
@@ -48,15 +50,18 @@ def command(session: Session, repo: str, mountpoint: str, model: str | None, eng
     if daemon:
         _in_background(session, repo, mountpoint, model, follow, flags)
     else:
-        _serve(session, repo, mountpoint, model, follow, flags, ready_fd)
+        _serve(session, repo, mountpoint, model, follow, flags, ready_fd, kept)
 
 
 def _serve(session: Session, repo: str, mountpoint: str, model: str | None, follow: bool,
-           flags: dict[str, object], ready_fd: int | None) -> None:
+           flags: dict[str, object], ready_fd: int | None, kept: str | None) -> None:
     from pathlib import Path
 
-    from modelfs.app import mounting
     from modelfs.daemon.background import ReadyPipe
+    from modelfs.daemon.signals import threads_without_signals
+
+    with threads_without_signals():  # numpy's BLAS starts threads as it is imported
+        from modelfs.app import mounting
 
     pipe = ReadyPipe(ready_fd) if ready_fd is not None else None
 
@@ -71,7 +76,7 @@ def _serve(session: Session, repo: str, mountpoint: str, model: str | None, foll
     try:
         request = mounting.MountRequest(repo, Path(mountpoint), ModelRef.parse(model) if model else None, follow)
         mounting.mount(request, load, session.environ, say=say,
-                       ready=pipe.ready if pipe else lambda: None)
+                       ready=pipe.ready if pipe else lambda: None, kept=kept)
     except ModelfsError as error:
         if pipe:
             pipe.failed(error)
@@ -83,19 +88,30 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
     from pathlib import Path
 
     from modelfs import paths
+    from modelfs.config import FLAGS
     from modelfs.daemon import background
+    from modelfs.engines.device import can_be_native
 
-    names = {"cache_directory": "--cache-dir", "cache_size": "--cache-size", "mount_engine": "--engine",
-             "mount_poll": "--poll", "fetch_deadline": "--deadline", "cache_verify": "--verify"}
-    arguments = ["mount", *(f"{option}={flags[key]}" for key, option in names.items() if flags[key] is not None),
+    place = paths.canonical(Path(mountpoint))
+    socket = paths.socket_path(place, session.environ)
+    log = paths.state_dir(session.environ) / "logs" / f"{socket.stem}.log"
+    native = can_be_native(session.config(**flags).mount.engine)
+    if native:
+        flags = {**flags, "mount_engine": "native"}  # every worker the same, whatever becomes of the machine
+    typed = {option: flags[key.replace(".", "_", 1)] for key, option in FLAGS.items()}
+    arguments = [*(f"{option}={value}" for option, value in typed.items() if value is not None),
                  *([f"--model={model}"] if model else []), *(["--follow"] if follow else []),
                  *(["--allow-other"] if flags["mount_allow_other"] else []),
                  *([f"--config={session.config_file}"] if session.config_file else []),
                  *(["--debug"] if session.debug else []), *(["--verbose"] if session.output.verbose else []),
-                 "--", repo, mountpoint]
-    place = paths.canonical(Path(mountpoint))
-    log = paths.state_dir(session.environ) / "logs" / f"{paths.socket_path(place, session.environ).stem}.log"
-    started = background.start(arguments, log)
+                 *(["--quiet"] if session.output.quiet else [])]
+
+    def command(ready: int) -> list[str]:
+        if native:
+            return ["-m", "modelfs.daemon.keeper", str(ready), str(socket), repo, str(place), *arguments]
+        return ["-m", "modelfs", "mount", f"--ready-fd={ready}", *arguments, "--", repo, mountpoint]
+
+    started = background.start(command, log)
     for line in started.said:
         session.output.note(line)
     session.output.note(f"mounted {repo} on {place}, pid {started.pid}, log {started.log}")

@@ -1,4 +1,4 @@
-"""`mount --daemon`: the same command once more, detached, which says through a pipe how it went.
+"""`mount --daemon`: a process of its own, detached, which says through a pipe how it went.
 
 Rule: whoever called gets 0 only when the mount answers, else the daemon's own line and exit code.
 """
@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +35,11 @@ class Started:
     said: tuple[str, ...] = ()
 
 
-def start(arguments: Sequence[str], log: Path) -> Started:
-    """Run `modelfs COMMAND --ready-fd N ARGUMENTS` detached, and wait until it is ready or has ended.
+def start(arguments: Callable[[int], Sequence[str]], log: Path) -> Started:
+    """Run Python with these arguments, detached, and wait until it is ready or has ended.
 
-    arguments: with the command first. log: gets its standard error. Raises Relayed; Forbidden where the log
-    cannot be written.
+    arguments: for the descriptor that it is to tell through. log: gets its standard error. Raises Relayed; Forbidden
+    where the log cannot be written.
     """
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,9 +49,9 @@ def start(arguments: Sequence[str], log: Path) -> Started:
         raise Forbidden("cannot write the daemon's log", where=str(log), why=error.strerror or str(error)) from error
     ours, theirs = os.pipe()
     try:
-        child = subprocess.Popen([sys.executable, "-m", "modelfs", arguments[0], "--ready-fd", str(theirs),
-                                  *arguments[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream,
-                                 pass_fds=(theirs,), start_new_session=True)
+        # -P: what lies in the directory that we are called in (a model's own code, say) is never imported
+        child = subprocess.Popen([sys.executable, "-P", *arguments(theirs)], stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=stream, pass_fds=(theirs,), start_new_session=True)
     finally:
         os.close(theirs)
         os.close(stream)

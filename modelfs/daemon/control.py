@@ -58,32 +58,69 @@ class NoDaemon(NotFound):
     """Nobody listens: there is no such socket, or its daemon is dead."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A control socket. inode: what stands at path as long as it is this one."""
+
+    path: Path
+    socket: socket.socket
+    inode: int
+
+    @classmethod
+    def begin(cls, path: Path) -> Listening:
+        """Replaces one that a daemon left which died. Raises Forbidden.
+
+        Bound under another name first, then renamed: there is no moment without an answer, nor with a wrong mode.
+        """
+        paths.make_private(path.parent)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        fresh = f".{path.name}.{os.getpid()}"
+        with _short(path.parent) as directory:
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{directory}/{fresh}")
+                listener.bind(f"{directory}/{fresh}")
+                os.chmod(f"{directory}/{fresh}", 0o600)
+                listener.listen(64)
+                os.rename(f"{directory}/{fresh}", f"{directory}/{path.name}")
+            except OSError as error:
+                listener.close()
+                raise Forbidden("cannot make the control socket", where=str(path),
+                                why=error.strerror or str(error)) from error
+        return cls(path, listener, path.lstat().st_ino)
+
+    @classmethod
+    def taken(cls, path: Path, descriptor: int, inode: int) -> Listening:
+        """One that another process made, and keeps; its name may be gone already."""
+        return cls(path, socket.socket(fileno=descriptor), inode)
+
+    def hide(self) -> None:
+        """Take the socket's name away, if it is still this one's: the next mount here may have its own by now."""
+        with suppress(FileNotFoundError):
+            if self.path.lstat().st_ino == self.inode:
+                self.path.unlink()
+
+
 class ControlServer:
     """Answers until `close`. Each request has a thread of its own, so that a slow one holds up no other."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
-        """A socket left by a daemon that died is replaced. Raises Forbidden."""
-        self._path, self._handlers = path, handlers
-        paths.make_private(path.parent)
-        self._listener, self._inode = _listen(path)
+    def __init__(self, listening: Listening, handlers: Mapping[str, Handler]) -> None:
+        self._listening, self._handlers = listening, handlers
         threading.Thread(target=self._serve, name="control", daemon=True).start()
 
     def hide(self) -> None:
-        """Take the socket's name away, if it is still ours: the next mount here may have its own by now."""
-        with suppress(FileNotFoundError):
-            if self._path.lstat().st_ino == self._inode:
-                self._path.unlink()
+        self._listening.hide()
 
     def close(self) -> None:
         self.hide()
         with suppress(OSError):  # wakes accept; ENOTCONN where it is closed already
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+            self._listening.socket.shutdown(socket.SHUT_RDWR)
+        self._listening.socket.close()
 
     def _serve(self) -> None:
         while True:
             try:
-                peer, _ = self._listener.accept()
+                peer, _ = self._listening.socket.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.EINTR):
                     log_event(_LOG, "warning", "control.accept", error=error)
@@ -115,6 +152,9 @@ class ControlServer:
                 yield from answer
         except ModelfsError as error:
             yield _error_fields(error)
+        except Exception as error:  # a fault of ours is the asker's to hear of, too
+            log_event(_LOG, "error", "control.broken", error=error)
+            yield _error_fields(ModelfsError("an internal fault of the daemon", why=f"{type(error).__name__}: {error}"))
 
 
 def ask(path: Path, request: Mapping[str, Any], timeout_s: float = 10.0) -> Answer:
@@ -185,8 +225,10 @@ def _line(peer: socket.socket) -> bytes:
     data = bytearray()
     while b"\n" not in data:
         piece = peer.recv(65536)
-        if not piece or len(data) > _MAX_LINE:
-            raise Malformed("a line of the control socket", why="it is cut short" if not piece else "it is too long")
+        if not piece:
+            raise Unavailable("the other end of the control socket left", why="before its line was complete")
+        if len(data) > _MAX_LINE:
+            raise Malformed("a line of the control socket", why="it is too long")
         data += piece
     return bytes(data.partition(b"\n")[0])
 
@@ -195,25 +237,6 @@ def _peer_of(peer: socket.socket) -> tuple[int, int, int]:
     """(pid, uid, gid)."""
     pid, uid, gid = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return pid, uid, gid
-
-
-def _listen(path: Path) -> tuple[socket.socket, int]:
-    """Bound under another name first, then renamed: there is no moment without an answer, nor with a wrong mode."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    fresh = f".{path.name}.{os.getpid()}"
-    with _short(path.parent) as directory:
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{fresh}")
-            listener.bind(f"{directory}/{fresh}")
-            os.chmod(f"{directory}/{fresh}", 0o600)
-            listener.listen(64)
-            os.rename(f"{directory}/{fresh}", f"{directory}/{path.name}")
-        except OSError as error:
-            listener.close()
-            raise Forbidden("cannot make the control socket", where=str(path),
-                            why=error.strerror or str(error)) from error
-    return listener, path.lstat().st_ino
 
 
 def _silent(path: Path, error: OSError) -> Unavailable:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -30,13 +32,12 @@ def unmount(mountpoint: Path, socket: Path, how: How) -> None:
     entry = mountpoints.mount_at(mountpoint)
     if entry is None or not entry.ours:
         raise mountpoints.not_mounted(mountpoint)
-    pid = control.daemon_pid(socket)
-    gone = _Process(pid)
+    gone = _Processes(_pids(socket))
     if how == "plain":
         mountpoints.detach(mountpoint, lazy=False)
         if not gone.wait(_PLAIN_WAIT_S):
-            raise ModelfsError("the daemon has not ended", where=f"pid {pid}", why="it is unmounted, and still runs",
-                               advice=f"`kill {pid}` ends it.")
+            raise ModelfsError("the daemon has not ended", where=f"pid {gone.pids[0]}",
+                               why="it is unmounted, and still runs", advice=f"`kill {gone.pids[0]}` ends it.")
     elif how == "lazy":
         if not _asked(socket, "lazy"):
             with suppress(NotFound):
@@ -45,7 +46,7 @@ def unmount(mountpoint: Path, socket: Path, how: How) -> None:
         _force(mountpoint, socket, gone, entry.device)
 
 
-def _force(mountpoint: Path, socket: Path, gone: _Process, device: int) -> None:
+def _force(mountpoint: Path, socket: Path, gone: _Processes, device: int) -> None:
     if not (_asked(socket, "force") and gone.wait(_FORCED_WAIT_S)):
         with suppress(NotFound):
             mountpoints.detach(mountpoint, lazy=True)
@@ -67,24 +68,44 @@ def _asked(socket: Path, how: How) -> bool:
     return True
 
 
-class _Process:
-    """A process that may not be there, held by a descriptor: its number may be another's by the time it matters."""
+def _pids(socket: Path) -> list[int]:
+    """Of the worker and of its keeper, if it has one that lives; none where nobody listens."""
+    try:
+        answer = control.ask(socket, {"op": "status"}, _ASK_S)
+        return list(dict.fromkeys((answer.pid, int(answer.fields["pid"]))))
+    except (ModelfsError, KeyError):
+        pid = control.daemon_pid(socket)  # too busy to answer
+        return [] if pid is None else [pid, *_children(pid)]
 
-    def __init__(self, pid: int | None) -> None:
-        self._descriptor: int | None = None
-        if pid is not None:
+
+def _children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return []
+
+
+class _Processes:
+    """Processes that may not be there, held by descriptors: their numbers may be others' by the time it matters."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids = pids
+        self._descriptors: list[int] = []
+        for pid in pids:
             with suppress(ProcessLookupError):
-                self._descriptor = os.pidfd_open(pid)
+                self._descriptors.append(os.pidfd_open(pid))
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended, a zombie counts as ended."""
-        if self._descriptor is None:
-            return True
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        """Whether all have ended, a zombie counts as ended."""
+        end = time.monotonic() + seconds
+        for descriptor in self._descriptors:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                return False
+        return True
 
     def kill(self) -> None:
-        if self._descriptor is not None:
+        for descriptor in self._descriptors:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)

@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modelfs.daemon import mountpoints
-from modelfs.daemon.control import ControlServer, Handler
-from modelfs.daemon.mountpoints import MountEntry
-from modelfs.engines.engine import Engine, MountFailed, MountOptions, raise_readahead
+from modelfs.daemon.control import ControlServer, Handler, Listening
+from modelfs.daemon.kept import KeeperLink
+from modelfs.daemon.signals import TAKEN, WAKE, threads_without_signals
+from modelfs.engines.engine import Engine, raise_readahead
+from modelfs.engines.options import MountFailed, MountOptions
 from modelfs.errors import BadInput, Conflict, ModelfsError, NotFound
 from modelfs.logs import log_event, logger_for
 from modelfs.view.view import View
 
 _LOG = logger_for(__name__)
-_WAKE = signal.SIGUSR1  # from our own threads: look at what has changed
-_TAKEN = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, _WAKE})
 _MOUNT_TIMEOUT_S = 20.0
 _GRACE_S = 4.0  # with the second after an abort, within the five that a leaving mount may take
 _FORCED_GRACE_S = 1.0
+_HAND_OVER_S = 5.0
 SWITCH_INTERVAL_S = 2e-4
 """A busy Python thread cuts cached reads from 2.16 to 0.16 GB/s at the default 5 ms, to 0.93 with this."""
 
@@ -45,7 +46,7 @@ class Waiters(Protocol):
 class Mount:
     """What is mounted, and by what. reload: reads the configuration again; the answer's fields.
     status: the fields of `status`. mounted: called once, when the mount answers. handlers: what else the control
-    socket answers."""
+    socket answers. keeper: of a daemon's worker."""
 
     options: MountOptions
     socket: Path
@@ -56,16 +57,7 @@ class Mount:
     reload: Callable[[], dict[str, Any]]
     mounted: Callable[[], None]
     handlers: Mapping[str, Handler] = field(default_factory=dict)
-
-
-@contextmanager
-def threads_without_signals() -> Iterator[None]:
-    """Threads that are started in here leave signals to the main thread, for ever."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    keeper: KeeperLink | None = None
 
 
 def serve(mount: Mount) -> None:
@@ -77,8 +69,17 @@ def serve(mount: Mount) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with ExitStack() as undo:
         undo.enter_context(_signals())
-        running = _Running(mount)
-        undo.callback(running.close_control)
+        if mount.keeper is None:
+            listening = Listening.begin(mount.socket)
+            undo.callback(listening.hide)
+            mount.engine.take(mount.options)
+        else:
+            mount.engine.take(mount.options)
+            listening = mount.keeper.listening()  # it outlives us: the keeper closes it
+        running = _Running(mount, listening)
+        if mount.keeper is None:
+            undo.callback(running.close_control)
+            undo.callback(running.leave)
         running.mount_and_wait()
         mount.mounted()
         running.wait_for_the_end()
@@ -87,7 +88,7 @@ def serve(mount: Mount) -> None:
 @contextmanager
 def _signals() -> Iterator[None]:
     """A signal that is ignored (nohup) never reaches sigwait; one with a handler does, and the handler never runs."""
-    before = {number: signal.signal(number, lambda *_: None) for number in _TAKEN}
+    before = {number: signal.signal(number, lambda *_: None) for number in TAKEN}
     try:
         with threads_without_signals():
             yield
@@ -97,16 +98,20 @@ def _signals() -> Iterator[None]:
 
 
 class _Running:
-    def __init__(self, mount: Mount) -> None:
+    def __init__(self, mount: Mount, listening: Listening) -> None:
         self._mount = mount
         self._main = threading.get_ident()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._forced = False
-        self._entry: MountEntry | None = None
+        self._handing_over = False  # our engine's end is not the mount's
+        self._device: int | None = None  # the mount's minor number, once it is known
         self._reloading = threading.Lock()
-        self._control = ControlServer(mount.socket, {**mount.handlers, "status": lambda _: mount.status(),
-                                                     "reload": self._reload, "umount": self._umount})
+        self._control = ControlServer(listening, {**mount.handlers, "status": lambda _: mount.status(),
+                                                  "reload": self._reload, "umount": self._umount,
+                                                  "upgrade": self._upgrade})
+        if mount.keeper is not None:
+            mount.keeper.listen(self._hand_over)
 
     def close_control(self) -> None:
         self._control.close()
@@ -123,34 +128,44 @@ class _Running:
 
         with _stderr_kept() as said:
             threading.Thread(target=self._run_engine, args=(tell,), name="engine", daemon=True).start()
-            threading.Thread(target=self._probe, args=(lambda: tell(answers),), name="probe", daemon=True).start()
+            probe = self._probe if self._mount.options.descriptor is None else self._probe_engine
+            if self._mount.keeper is not None and self._mount.keeper.begun:
+                # a lazy umount may have taken it out of sight, and another mount may stand there now
+                self._device, probe = self._mount.keeper.device, self._probe_engine
+            threading.Thread(target=probe, args=(lambda: tell(answers),), name="probe", daemon=True).start()
             with changed:
                 changed.wait_for(lambda: answers.is_set() or self._ended.is_set(), _MOUNT_TIMEOUT_S)
             if not answers.is_set():
                 raise self._mount_failed(said())
-        assert self._entry is not None
 
     def wait_for_the_end(self) -> None:
-        while not self._ended.is_set():
-            number = signal.sigwait(_TAKEN)
+        while self._handing_over or not self._ended.is_set():
+            number = signal.sigwait(TAKEN)
             if number == signal.SIGHUP:
                 self._reload_logged()
+            elif number == signal.SIGUSR2:
+                threading.Thread(target=self._upgrade_logged, name="upgrade", daemon=True).start()
             elif number in (signal.SIGTERM, signal.SIGINT) or self._forced:
-                self._leave()
+                self.leave()
                 break
+        if self._mount.keeper is not None:
+            self._mount.keeper.ending()
+        where = str(self._mount.options.mountpoint)
         if self._failure is not None:
-            log_event(_LOG, "error", "mount.failed", mountpoint=self._mount.options.mountpoint, error=self._failure)
-        log_event(_LOG, "info", "mount.ended", mountpoint=self._mount.options.mountpoint)
+            log_event(_LOG, "error", "mount.failed", mountpoint=where, error=self._failure)
+            raise MountFailed("the mount has failed", where=where,
+                              why=f"{type(self._failure).__name__}: {self._failure}") from self._failure
+        log_event(_LOG, "info", "mount.ended", mountpoint=where)
 
     def _run_engine(self, tell: Callable[[threading.Event], None]) -> None:
         try:
-            self._mount.engine.serve(self._mount.view, self._mount.options)
+            self._mount.engine.serve(self._mount.view)
         except Exception as error:  # raised again, or logged, by the main thread
             self._failure = error
         finally:
             tell(self._ended)
             with suppress(ProcessLookupError):
-                signal.pthread_kill(self._main, _WAKE)
+                signal.pthread_kill(self._main, WAKE)
 
     def _probe(self, answers: Callable[[], None]) -> None:
         """Asks the mount as a user would. A thread of its own, because whoever asks may have to wait."""
@@ -165,7 +180,14 @@ class _Running:
                     log_event(_LOG, "warning", "mount.probe", mountpoint=mountpoint, error=error)
                     continue
                 raise_readahead(device)
-                self._entry = entry
+                self._device = entry.device
+                answers()
+                return
+
+    def _probe_engine(self, answers: Callable[[], None]) -> None:
+        """Where it is mounted only who mounted it knows."""
+        while not self._ended.wait(0.002):
+            if self._mount.engine.serving:
                 answers()
                 return
 
@@ -181,16 +203,26 @@ class _Running:
             return self._failure
         return MountFailed("cannot mount", where=where, why=said or f"{type(self._failure).__name__}: {self._failure}")
 
-    def _leave(self) -> None:
-        """Busy or not. What is open gets EIO for what is not cached, and ENOTCONN once we are gone."""
+    def leave(self) -> None:
+        """Unless it has ended: busy or not. What is open gets EIO for what is not cached, and ENOTCONN once we are
+        gone."""
+        if self._ended.is_set():
+            return
+        if self._mount.keeper is not None:
+            self._mount.keeper.ending()
         self._mount.waiters.fail_waiting("the mount is going")
+        if self._mount.options.descriptor is not None:
+            return  # it is not ours to unmount; our end cuts it off
         self._detach()
-        if not self._ended.wait(_FORCED_GRACE_S if self._forced else _GRACE_S) and self._entry is not None:
-            mountpoints.abort(self._entry.device)
+        if not self._ended.wait(_FORCED_GRACE_S if self._forced else _GRACE_S) and self._device is not None:
+            mountpoints.abort(self._device)
             self._ended.wait(1.0)
 
     def _detach(self) -> None:
         mountpoint = self._mount.options.mountpoint
+        entry = mountpoints.mount_at(mountpoint)
+        if entry is not None and self._device not in (None, entry.device):
+            return  # ours was detached before, and this is another
         try:
             mountpoints.detach(mountpoint, lazy=False)
         except Conflict:
@@ -208,10 +240,31 @@ class _Running:
         elif request.get("how") == "force":
             self._forced = True
             self._mount.waiters.fail_waiting("the mount was ended by force")
-            signal.pthread_kill(self._main, _WAKE)
+            signal.pthread_kill(self._main, WAKE)
         else:
             raise BadInput("how to unmount", why="lazy or force")
         return {}
+
+    def _upgrade(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer is our end; what keeps us from it is raised."""
+        if self._mount.keeper is None:
+            raise Conflict("cannot upgrade", where=str(self._mount.options.mountpoint),
+                           why="only a mount with --daemon and the native engine can go on under a new worker")
+        self._mount.keeper.upgrade()
+        raise Conflict("the new worker does not get ready", where=str(self._mount.options.mountpoint))
+
+    def _upgrade_logged(self) -> None:
+        try:
+            self._upgrade({})
+        except ModelfsError as error:
+            log_event(_LOG, "error", "upgrade.refused", why=str(error), key=None)
+
+    def _hand_over(self) -> None:
+        """A successor is ready. What is taken meanwhile and not answered, the kernel sends to it again."""
+        self._handing_over = True
+        self._mount.engine.leave(_HAND_OVER_S)
+        log_event(_LOG, "info", "worker.left", mountpoint=self._mount.options.mountpoint)
+        os._exit(0)  # without taking anything down that the successor needs
 
     def _reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
         with self._reloading:

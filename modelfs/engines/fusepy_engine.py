@@ -16,9 +16,10 @@ from typing import Any
 
 from fuse import c_stat
 
-from modelfs.engines.engine import MountFailed, MountOptions, check_fuse
+from modelfs.engines.device import check_fuse
 from modelfs.engines.libfuse import Session
-from modelfs.errors import ModelfsError
+from modelfs.engines.options import MountFailed, MountOptions
+from modelfs.errors import BadInput, ModelfsError
 from modelfs.logs import log_event, logger_for
 from modelfs.view.tree import Node
 from modelfs.view.view import BLOCK_BYTES, NAME_MAX, Attr, OpenFile, View
@@ -36,12 +37,28 @@ _ATTR_TIMEOUT_S = 0.1
 
 class FusepyEngine:
     name = "fusepy"
-    passthrough = False
+    passthrough = serving = False
+    """serving: nobody asks: the mount's own answer to a lookup tells."""
 
     def check(self, options: MountOptions) -> None:
-        check_fuse(options)
+        if options.descriptor is not None:
+            raise BadInput("cannot serve a FUSE descriptor", where=str(options.mountpoint),
+                           why="the fusepy engine mounts by itself", advice="Use --engine native.")
+        check_fuse()
+        try:
+            str(options.mountpoint).encode()
+        except UnicodeEncodeError as error:
+            raise BadInput("cannot mount", where=repr(str(options.mountpoint)), why="the path is not UTF-8") from error
 
-    def serve(self, view: View, options: MountOptions) -> None:
+    def take(self, options: MountOptions) -> None:
+        """libfuse mounts as it begins to serve."""
+        self._options = options
+
+    def leave(self, seconds: float) -> None:
+        """libfuse owns the descriptor: nobody can succeed us."""
+
+    def serve(self, view: View) -> None:
+        options = self._options
         timeout_s = _FIXED_TIMEOUT_S if view.fixed else _CHANGING_TIMEOUT_S
         settings: dict[str, object] = {
             "ro": True, "nosuid": True, "nodev": True, "noexec": True, "default_permissions": True,

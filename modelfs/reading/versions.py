@@ -11,15 +11,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modelfs.cache.cache_file import Backing, Read
 from modelfs.errors import DeadlinePassed, ModelfsError, Unavailable
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.logs import log_event, logger_for
+from modelfs.reading.shared_loads import SharedLoads
 from modelfs.repository.chunk import ChunkRef
 from modelfs.repository.index import Index
 from modelfs.repository.layout import Layout
@@ -41,7 +43,7 @@ class FileCache(Protocol):
 
     def checked(self, row: int) -> int: ...
 
-    def read(self, row: int, start: int, view: memoryview, count: int) -> bool: ...
+    def read_at(self, offset: int, view: memoryview, *, nowait: bool) -> Read: ...
 
     def load(self, row: int, view: memoryview) -> int: ...
 
@@ -52,6 +54,12 @@ class FileCache(Protocol):
     def discard(self, row: int, count: int) -> None: ...
 
     def cached_bytes(self) -> int: ...
+
+    def unchecked(self) -> NDArray[np.int64]: ...
+
+    def whole(self) -> bool: ...
+
+    def backing(self) -> Backing | None: ...
 
 
 class ChunkCache(Protocol):
@@ -71,8 +79,11 @@ class ModelFile:
         first, count = self.entry.first_row, self.entry.row_count
         span = version.manifest.offsets[first:first + count + 1]
         self.offsets: NDArray[np.uint64] = span - span[0]
-        self.ahead = bytearray(count)
-        """1 for a chunk that was fetched ahead and not used yet."""
+        self.ahead: set[int] = set()
+        """Chunks that were fetched ahead and not used yet."""
+        self.settled = False
+        """Whether all of it was in the cache a moment ago: then nothing needs to be fetched ahead."""
+        self.size = self.entry.size
 
     def chunks_of(self, offset: int, size: int) -> range:
         """The chunks that bytes offset..offset+size touch; size at least 1, within the file."""
@@ -121,6 +132,18 @@ class LoadedVersion:
             with self._lock:
                 found = self._files.setdefault(number, made)
         return found
+
+    def whole(self, number: int) -> bool:
+        """Whether all of the file is in the cache, checked. Keeps only files of which that is so: a look at a hundred
+        thousand names should not."""
+        with self._lock:
+            found = self._files.get(number)
+        if found is not None:
+            return found.cache.whole()
+        entry = self.manifest.file(number)
+        rows = slice(entry.first_row, entry.first_row + entry.row_count)
+        kept = self._cache.file(self.manifest.chunk_ids[rows], self.manifest.chunk_lengths[rows])
+        return kept.whole() and self.file(number).cache.whole()
 
     def file_of_row(self, row: int) -> ModelFile:
         """An empty file's first row is the next one's, so the last file that begins at or before row owns it."""
@@ -203,66 +226,41 @@ class Versions:
     def __init__(self, repository: Repository, cache: ChunkCache, renew: Callable[[], Deadline]) -> None:
         """renew: a deadline from now, for one load."""
         self._repository, self._cache, self._renew = repository, cache, renew
+        self._loads = SharedLoads[ObjectId, LoadedVersion](repository.store.url, renew)
         self._lock = threading.Lock()
         self._kept: OrderedDict[ObjectId, LoadedVersion] = OrderedDict()  # guarded by _lock
-        self._loading: dict[ObjectId, Future[LoadedVersion]] = {}  # guarded by _lock
 
     def loaded(self, manifest_id: ObjectId) -> LoadedVersion | None:
         with self._lock:
-            return self._known(manifest_id)
+            found = self._kept.get(manifest_id)
+            if found is not None:
+                self._kept.move_to_end(manifest_id)
+            return found
 
     def load(self, manifest_id: ObjectId) -> LoadedVersion:
-        """Raises ModelfsError where the manifest cannot be had within the deadline; a layout is not needed yet.
-
-        Who comes while another loads it shares what becomes of that: with turns of their own, waiters on a dead
-        store would each wait for all before them.
-        """
-        with self._lock:
-            if (found := self._known(manifest_id)) is not None:
-                return found
-            shared = self._loading.get(manifest_id)
-            if shared is None:
-                mine = self._loading[manifest_id] = Future()
-        if shared is None:
-            return self._load(manifest_id, mine)
-        try:
-            return shared.result(min(self._renew().remaining(), threading.TIMEOUT_MAX))
-        except TimeoutError as error:
-            raise DeadlinePassed(f"manifest {manifest_id.hex()[:16]}", where=self._repository.store.url,
-                                 why="the deadline passed") from error
-
-    def _known(self, manifest_id: ObjectId) -> LoadedVersion | None:
-        """Under the lock."""
-        found = self._kept.get(manifest_id)
+        """Raises ModelfsError where the manifest cannot be had within the deadline; a layout is not needed yet."""
+        found = self.loaded(manifest_id)
         if found is not None:
-            self._kept.move_to_end(manifest_id)
-        return found
+            return found
+        return self._loads.once(manifest_id, f"manifest {manifest_id.hex()[:16]}", partial(self._load, manifest_id))
 
-    def _load(self, manifest_id: ObjectId, result: Future[LoadedVersion]) -> LoadedVersion:
-        try:
-            version = self._fetch(manifest_id)
-        except BaseException as error:
-            with self._lock:
-                del self._loading[manifest_id]
-            result.set_exception(error)
-            raise
+    def _load(self, manifest_id: ObjectId) -> LoadedVersion:
+        if (found := self.loaded(manifest_id)) is not None:
+            return found
+        version = self._fetch(manifest_id)
         with self._lock:
-            del self._loading[manifest_id]
             self._kept[manifest_id] = version
             while len(self._kept) > _MAX_LOADED:
                 self._kept.popitem(last=False)
-        result.set_result(version)
         return version
 
     def _fetch(self, manifest_id: ObjectId) -> LoadedVersion:
         deadline = self._renew()
-        manifest = self._repository.manifest(manifest_id, deadline)
-        layout = None
-        try:
-            layout = self._repository.layout(manifest, deadline)
-        except ModelfsError as error:
+        manifest, found = self._repository.manifest_and_layout(manifest_id, deadline)
+        layout = None if isinstance(found, ModelfsError) else found
+        if isinstance(found, ModelfsError):
             # What is in the cache can be read without a layout; for the rest places are looked up when needed.
-            log_event(_LOG, "warning", "layout.unusable", manifest=manifest_id.hex(), why=str(error))
+            log_event(_LOG, "warning", "layout.unusable", manifest=manifest_id.hex(), why=str(found))
         return LoadedVersion(self._repository, manifest, layout, self._cache)
 
 
@@ -275,8 +273,8 @@ class NoFileCache:
     def checked(self, row: int) -> int:
         return 0
 
-    def read(self, row: int, start: int, view: memoryview, count: int) -> bool:
-        return False
+    def read_at(self, offset: int, view: memoryview, *, nowait: bool) -> Read:
+        return Read.MISS
 
     def load(self, row: int, view: memoryview) -> int:
         return 0
@@ -292,6 +290,15 @@ class NoFileCache:
 
     def cached_bytes(self) -> int:
         return 0
+
+    def unchecked(self) -> NDArray[np.int64]:
+        return np.zeros(0, np.int64)
+
+    def whole(self) -> bool:
+        return False
+
+    def backing(self) -> Backing | None:
+        return None
 
 
 class NoChunkCache:

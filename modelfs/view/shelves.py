@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
-from modelfs.errors import BadInput, ModelfsError, NotFound
+from modelfs.errors import BadInput, IntegrityError, ModelfsError, NotFound, Unavailable
 from modelfs.ids import ModelName, ObjectId
 from modelfs.logs import log_event, logger_for
+from modelfs.maintenance.silent import SilentStore
+from modelfs.reading.shared_loads import SharedLoads
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.history import Version
 from modelfs.repository.repository import Repository
@@ -27,6 +31,7 @@ _LOG = logger_for(__name__)
 class Shelf:
     """One model, as the history with this digest has it. versions: by number; tags: to numbers that are there."""
 
+    model: ModelName
     history: ObjectId
     versions: Mapping[int, VersionId]
     tags: Mapping[str, int]
@@ -55,8 +60,9 @@ class Library:
     def __init__(self, repository: Repository, catalog: Catalog, renew: Callable[[], Deadline]) -> None:
         """renew: a deadline from now, for the loading of one shelf."""
         self._repository, self._renew = repository, renew
+        self._cached = Repository(SilentStore(repository.store.url), repository.info, repository.cache)
+        self._loads = SharedLoads[tuple[ModelName, ObjectId], None](repository.store.url, renew)
         self._lock = threading.Lock()
-        self._loading: dict[ModelName, threading.Lock] = {}  # guarded by _lock
         self._now = _shelves(catalog, {})  # replaced under _lock, read without
 
     @property
@@ -65,15 +71,20 @@ class Library:
 
     def shelf(self, model: ModelName) -> Shelf:
         """Loaded at the first call for a model, from memory then. Raises NotFound, and what a store raises."""
-        now = self._now
-        if model not in now.catalog.models:
-            raise NotFound(f"no model {model}")
-        found = now.shelves.get(model)
-        return found if found is not None else self._load_once(model)
+        while True:
+            now = self._now
+            digest = now.catalog.models.get(model)
+            if digest is None:
+                raise NotFound(f"no model {model}")
+            found = now.shelves.get(model)
+            if found is not None:
+                return found
+            self._loads.once((model, digest), f"history of {model}", partial(self._load, model, digest))
 
     def update(self, catalog: Catalog) -> bool:
-        """Take a newer catalog, with new shelves for the models that were asked for. Returns whether anything is
-        still to be done (a history that could not be had): then call again with the same catalog.
+        """Take a newer catalog, with new shelves for the models that were asked for, or whose old history is in the
+        cache. Returns whether anything is still to be done (a history that could not be had): then call again with
+        the same catalog.
 
         An older catalog, and another one with the same serial, are logged and change nothing.
         """
@@ -84,42 +95,60 @@ class Library:
                       offered=catalog.serial, why="another catalog with this serial was seen" if forked else
                       "a newer one was seen; the newest stays in use")
             return False
-        fresh = {}
-        for model, shelf in self._now.shelves.items():
-            digest = catalog.models.get(model)
-            if digest is not None and digest != shelf.history:
-                try:
-                    fresh[model] = self._read(model, digest)
-                except ModelfsError as error:
-                    log_event(_LOG, "warning", "history.unusable", model=model, why=str(error))
+        self._keep_cached(catalog)
+        fresh, late = self._read_newer(catalog)
         with self._lock:
-            kept = {model: shelf for model, shelf in self._now.shelves.items() if model in catalog.models}
-            self._now = _shelves(catalog, {**kept, **fresh})
+            shelves = {model: shelf for model, shelf in self._now.shelves.items() if model in catalog.models}
+            if late in shelves:
+                shelves[late] = shelves.pop(late)  # last at the next call, so that it cannot keep all others back
+            self._now = _shelves(catalog, {**shelves, **fresh})
         return bool(self._now.pending)
 
-    def _load_once(self, model: ModelName) -> Shelf:
-        with self._lock:
-            loading = self._loading.setdefault(model, threading.Lock())
-        with loading:
-            while (found := self._now.shelves.get(model)) is None:
-                digest = self._now.catalog.models.get(model)
-                if digest is None:
-                    raise NotFound(f"no model {model}")
-                shelf = self._read(model, digest)
-                with self._lock:
-                    # the catalog may have moved meanwhile; then this shelf is behind, and read once more
-                    if self._now.catalog.models.get(model) == digest:
-                        shelves = MappingProxyType({**self._now.shelves, model: shelf})
-                        self._now = replace(self._now, shelves=shelves)
-            return found
+    def _keep_cached(self, catalog: Catalog) -> None:
+        """Of models that the catalog moves and nobody asked for: a shelf, if the cache has the history that is named
+        now. So a store that has no more than a catalog for us takes nothing away that could be read before."""
+        old = self._now
+        for model, digest in old.catalog.models.items():
+            if model not in old.shelves and catalog.models.get(model, digest) != digest:
+                with suppress(Unavailable, IntegrityError):
+                    self._put(self._read(self._cached, model, digest))
 
-    def _read(self, model: ModelName, digest: ObjectId) -> Shelf:
+    def _read_newer(self, catalog: Catalog) -> tuple[dict[ModelName, Shelf], ModelName | None]:
+        """The shelves that the catalog moves, and the model at which the store did not answer: it is not asked for the
+        rest, since each could take as long."""
+        fresh: dict[ModelName, Shelf] = {}
+        for model, shelf in self._now.shelves.items():
+            digest = catalog.models.get(model)
+            if digest is None or digest == shelf.history:
+                continue
+            try:
+                fresh[model] = self._read(self._repository, model, digest)
+            except ModelfsError as error:
+                log_event(_LOG, "warning", "history.unusable", model=model, why=str(error))
+                if isinstance(error, Unavailable):
+                    return fresh, model
+        return fresh, None
+
+    def _load(self, model: ModelName, digest: ObjectId) -> None:
+        """For `shelf`, which looks again: the catalog may move meanwhile, and then this shelf is not put."""
+        now = self._now
+        if now.catalog.models.get(model) == digest and model not in now.shelves:
+            self._put(self._read(self._repository, model, digest))
+
+    def _put(self, shelf: Shelf) -> None:
+        """Unless the catalog names another history by now, or the model is there."""
+        with self._lock:
+            now = self._now
+            if now.catalog.models.get(shelf.model) == shelf.history and shelf.model not in now.shelves:
+                self._now = replace(now, shelves=MappingProxyType({**now.shelves, shelf.model: shelf}))
+
+    def _read(self, repository: Repository, model: ModelName, digest: ObjectId) -> Shelf:
         deadline = self._renew()
-        history = self._repository.history_at(digest, model, deadline)
-        rows = self._repository.versions(history, deadline)
+        history = repository.history_at(digest, model, deadline)
+        rows = repository.versions(history, deadline)
         versions = {row.number: version_id(model, row) for row in reversed(rows)}
         tags = {tag: number for tag, number in history.live_tags.items() if number in versions}
-        return Shelf(digest, MappingProxyType(versions), MappingProxyType(tags),
+        return Shelf(model, digest, MappingProxyType(versions), MappingProxyType(tags),
                      sum(row.decoded_bytes for row in rows))
 
 

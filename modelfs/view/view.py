@@ -11,15 +11,15 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from modelfs.errors import BadInput, ModelfsError, NotFound
-from modelfs.ids import ModelName, ObjectId, parse_version
+from modelfs.ids import ModelName, parse_version
 from modelfs.metrics import Metrics
+from modelfs.reading.reader import Reader
 from modelfs.reading.versions import LoadedVersion, ModelFile
 from modelfs.repository.catalog import Catalog
 from modelfs.view import tree
-from modelfs.view.shelves import Library
+from modelfs.view.loading import Library, Loader, ShelvesInMemory, VersionsInMemory
 from modelfs.view.tree import (
     Directory,
     Entry,
@@ -37,7 +37,7 @@ from modelfs.view.tree import (
 BLOCK_BYTES = 4096
 NAME_MAX = 255
 XATTRS = tuple(f"user.modelfs.{name}" for name in ("digest", "sha256", "version", "manifest", "cached", "stored"))
-_HIDDEN = re.compile(r"\.(v[0-9]+)")
+_HIDDEN = re.compile(r"\.(v[0-9]+)-[0-9a-f]{16}")
 
 
 class NoData(NotFound):
@@ -48,18 +48,6 @@ class NoData(NotFound):
 
 class NotADirectory(NotFound):
     errno = errno.ENOTDIR
-
-
-class Loader(Protocol):
-    """reading.versions.Versions, as a view needs it."""
-
-    def load(self, manifest_id: ObjectId) -> LoadedVersion: ...
-
-
-class FileReader(Protocol):
-    """reading.reader.Reader, as a view needs it."""
-
-    def read_into(self, file: ModelFile, offset: int, view: memoryview) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +105,44 @@ class Followed:
 Shown = Everything | Pinned | Followed
 
 
+class _Now:
+    """What a view shows: shared by its two faces, replaced by `update` only."""
+
+    def __init__(self, shown: Shown) -> None:
+        self.shown = shown
+        self.generation = 0
+
+
 class View:
     """All methods may be called from several threads at once. All raise ModelfsError; NotFound for what is not there.
 
-    Blocking is only the first access to a model (its history), to a version (its manifest), and `read`.
+    Blocking is only the first access to a model (its history), to a version (its manifest), and `reader`'s reads.
     """
 
-    def __init__(self, library: Library, versions: Loader, reader: FileReader, metrics: Metrics,
-                 shown: Shown) -> None:
-        self._library, self._versions, self._reader, self._metrics = library, versions, reader, metrics
-        self._shown = shown  # replaced by `update` only
-        self.generation = 0
+    def __init__(self, library: Library, versions: Loader, reader: Reader, metrics: Metrics, shown: Shown) -> None:
+        self._library, self._versions, self._metrics = library, versions, metrics
+        self.reader = reader
+        self._now = _Now(shown)
+
+    @property
+    def generation(self) -> int:
         """Steps when `update` changed what paths mean: whoever remembers what a path was forgets it then."""
+        return self._now.generation
+
+    def from_memory(self) -> View:
+        """This view, always up to date with it, but where it would block it raises NotLoaded."""
+        other = View(ShelvesInMemory(self._library), VersionsInMemory(self._versions), self.reader, self._metrics,
+                     self._now.shown)
+        other._now = self._now
+        return other
 
     @property
     def fixed(self) -> bool:
         """Whether no path of this view ever changes its meaning."""
-        return isinstance(self._shown, Pinned)
+        return isinstance(self._now.shown, Pinned)
 
     def root(self) -> Node:
-        shown = self._shown
+        shown = self._now.shown
         if isinstance(shown, Pinned):
             return VersionRoot(shown.version)
         return FollowedRoot(shown.version) if isinstance(shown, Followed) else Root()
@@ -147,9 +153,9 @@ class View:
         A followed tag moves only after the manifest it moves to is loaded, so that nobody waits for it.
         """
         pending = self._library.update(catalog)
-        if isinstance(self._shown, Followed):
-            pending = self._follow(self._shown) or pending
-        self.generation += 1
+        if isinstance(self._now.shown, Followed):
+            pending = self._follow(self._now.shown) or pending
+        self._now.generation += 1
         return pending
 
     def lookup(self, parent: Node, name: str) -> Node:
@@ -234,7 +240,7 @@ class View:
         raise BadInput("not a symbolic link")
 
     def statfs(self) -> StatFs:
-        shown = self._shown
+        shown = self._now.shown
         if not isinstance(shown, Everything):
             manifest = self._load(shown.version).manifest
             return StatFs(manifest.decoded_bytes, len(manifest))
@@ -269,11 +275,51 @@ class View:
             raise BadInput("not a file")
         opened = OpenFile(node, self._load(node.version).file(node.number))
         self._metrics.add("opens")
+        self.reader.opened(opened.file)
         return opened
 
     def read(self, opened: OpenFile, offset: int, out: memoryview) -> int:
-        """Fill out from offset; how many bytes, fewer only at the file's end. Whatever it raises is EIO."""
-        return self._reader.read_into(opened.file, offset, out)
+        """Fill out from offset; how many bytes, fewer only at the file's end. Blocks; whatever it raises is EIO."""
+        return self.reader.read_into(opened.file, offset, out)
+
+    def where(self, node: Node) -> str | VersionId:
+        """Of what is no file or directory of a version: the path at which `resolve` finds it, or the version."""
+        match node:
+            case VersionRoot(version):
+                return version
+            case Link(_, place, _):
+                return place
+            case _:
+                return _place(node)
+
+    def file_at(self, version: VersionId, number: int) -> File:
+        """By its number in the manifest. Raises NotFound."""
+        manifest = self._load(version).manifest
+        if number >= len(manifest):
+            raise NotFound(f"no file {number} in {version.model}:{version.name}")
+        return File(version, number, manifest.file(number))
+
+    def directory_at(self, version: VersionId, number: int, depth: int) -> Directory | VersionRoot:
+        """The directory of so many parts in which the file of that number lies. Raises NotFound."""
+        if not depth:
+            return VersionRoot(version)
+        parts = self.file_at(version, number).entry.path.split("/")
+        found = self._find(VersionRoot(version), "/".join(parts[:depth]))
+        if not isinstance(found, Directory):
+            raise NotFound(f"no directory {depth} levels above file {number} in {version.model}:{version.name}")
+        return found
+
+    def model_file(self, file: File) -> ModelFile:
+        """The file as reads know it."""
+        return self._load(file.version).file(file.number)
+
+    def note_passthrough(self) -> None:
+        """An engine gave the kernel a file's descriptor: its reads do not come here."""
+        self._metrics.add("passthrough_opens")
+
+    def whole(self, file: File) -> bool:
+        """Whether all of it is in the cache and was checked, as of now."""
+        return self._load(file.version).whole(file.number)
 
     def _load(self, version: VersionId) -> LoadedVersion:
         return self._versions.load(version.manifest)
@@ -293,11 +339,13 @@ class View:
         raise NotFound(f"no version and no tag {name[:NAME_MAX]!r} of {model}")
 
     def _in_followed(self, version: VersionId, name: str) -> Node:
+        if self._find(VersionRoot(version), name) is not None:
+            return Link(f"{_hidden_name(version)}/{name}", name, version.created_ns)
         if hidden := _HIDDEN.fullmatch(name):
-            return VersionRoot(version) if hidden[1] == version.name else self._in_model(version.model, hidden[1])
-        if self._find(VersionRoot(version), name) is None:
-            raise NotFound(f"nothing here by the name {name[:NAME_MAX]!r}")
-        return Link(f".{version.name}/{name}", name, version.created_ns)
+            found = VersionRoot(version) if name == _hidden_name(version) else self._in_model(version.model, hidden[1])
+            if isinstance(found, VersionRoot) and name == _hidden_name(found.version):
+                return found
+        raise NotFound(f"nothing here by the name {name[:NAME_MAX]!r}")
 
     def _follow(self, shown: Followed) -> bool:
         """Whether the tag names a version that could not be loaded."""
@@ -306,12 +354,18 @@ class View:
             number = shelf.tags.get(shown.tag)
             if number is not None:  # a tag that was taken away leaves the mount where it is
                 self._load(shelf.versions[number])
-                self._shown = Followed(shown.model, shown.tag, shelf.versions[number])
+                self._now.shown = Followed(shown.model, shown.tag, shelf.versions[number])
         except NotFound:
             return False
         except ModelfsError:
             return True
         return False
+
+
+def _hidden_name(version: VersionId) -> str:
+    """Of the directory that a followed root's links lead into. No file of the version has it as its name: the digest
+    is that of the manifest, which holds the files' names."""
+    return f".{version.name}-{version.manifest.hex()[:16]}"
 
 
 def _place(node: Node) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from modelfs.daemon import control
-from modelfs.daemon.control import ControlServer, NoDaemon, ask, stream
+from modelfs.daemon.control import ControlServer, Listening, NoDaemon, ask, stream
 from modelfs.errors import BadInput, Conflict, Malformed
 
 Serve = Callable[..., ControlServer]
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 def serve(path: Path) -> Iterator[Serve]:
     with ExitStack() as undo:
         def start(**handlers: control.Handler) -> ControlServer:
-            server = ControlServer(path, handlers)
+            server = ControlServer(Listening.begin(path), handlers)
             undo.callback(server.close)
             return server
         yield start

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from modelfs.daemon import mountpoints
 
 ROOT = Path(__file__).parents[2]
+BOTH_ENGINES = pytest.mark.parametrize("engine", ["native", "fusepy"], indirect=True)
+"""For what a program sees of a mount: it is the same by either."""
+LINUX_6_9 = pytest.mark.skipif(tuple(map(int, re.findall("[0-9]+", os.uname().release)[:2])) < (6, 9),
+                               reason="passthrough, and requests that are sent again, take Linux 6.9")
+PushedOnce = Callable[[Callable[[Path], None]], Path]
 
 
 @dataclass(slots=True)
@@ -63,6 +72,32 @@ class Mounted:
             subprocess.run(["umount", "-l", str(self.place)], check=True)
 
 
+@dataclass(slots=True)
+class Daemon(Mounted):
+    """A mount with --daemon. process: of the command, which has ended; log: the daemon's."""
+
+    keeper: int
+
+    @property
+    def worker(self) -> int:
+        """As its control socket says."""
+        pid = self.status()["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def kill_worker(self) -> int:
+        """It has gone when this returns; who it was."""
+        pid = self.worker
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: gone(pid))
+        return pid
+
+    def upgraded(self, was: int) -> int:
+        """Waits for another worker than this to answer."""
+        until(lambda: self.worker != was)
+        return self.worker
+
+
 class Mounter:
     """Runs commands in tmp_path, and ends every mount that it made."""
 
@@ -96,9 +131,40 @@ class Mounter:
         assert made.process.poll() is None, made.log.read_text()
         return made
 
+    def daemon(self, repository: object, *options: object, name: str = "mnt") -> Daemon:
+        """With keeper and worker where the engine is the native one."""
+        place = self.tmp_path / name
+        place.mkdir(exist_ok=True)
+        said = self.tmp_path / f"{name}.{len(self.mounts)}.said"
+        with said.open("wb") as stream:
+            process = subprocess.Popen([sys.executable, "-m", "modelfs", "mount", str(repository), str(place),
+                                        "--daemon", *map(str, options)], cwd=self.tmp_path, env=self.environ,
+                                       stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        made = Daemon(place, process, said, self.run, -1)
+        self.mounts.append(made)
+        assert process.wait(60) == 0, said.read_text()
+        found = re.search(r"pid ([0-9]+), log (.+)", said.read_text())
+        assert found is not None
+        made.keeper, made.log = int(found[1]), Path(found[2])
+        return made
+
     def end(self) -> None:
+        while pids := self._daemons():
+            for pid in pids:
+                end_process(pid)
         for made in self.mounts:
             made.end()
+
+    def _daemons(self) -> list[int]:
+        """All that run with our environment: keepers before workers, or they would start others."""
+        ours, found = os.fsencode(f"HOME={self.environ['HOME']}"), []
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal() and not gone(int(process.name)):
+                with suppress(OSError):  # it has ended just now
+                    if ours in (process / "environ").read_bytes().split(b"\0"):
+                        keeper = b"modelfs.daemon.keeper" in (process / "cmdline").read_bytes().split(b"\0")
+                        found.append((not keeper, int(process.name)))
+        return [pid for _, pid in sorted(found)]
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -144,5 +210,6 @@ def gone(pid: int) -> bool:
 
 def end_process(pid: int) -> None:
     if not gone(pid):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         until(lambda: gone(pid))

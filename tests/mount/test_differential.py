@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faultproxy import FaultProxy
-from mount.mounting import Mounter, until
+from mount.mounting import BOTH_ENGINES, Mounter, PushedOnce, until
 
 from modelfs.units import MiB
+
+pytestmark = BOTH_ENGINES
 
 SEED = 20241124
 
@@ -53,11 +56,9 @@ print(wrong)
 """
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def fill(root: Path) -> None:
     """24 MiB: weights in bf16 that compress by planes, noise that does not, text, small files."""
-    root = tmp_path / "checkpoint"
-    (root / "small").mkdir(parents=True)
+    (root / "small").mkdir()
     rng = np.random.default_rng(SEED)
     weights = rng.standard_normal(6 * MiB, dtype=np.float32) * np.float32(0.02)
     (root / "weights.bin").write_bytes((weights.view(np.uint32) >> 16).astype(np.uint16).tobytes())
@@ -65,16 +66,18 @@ def checkpoint(tmp_path: Path) -> Path:
     (root / "text.txt").write_bytes(b"".join(b"line %d\n" % n for n in range(90_000)))
     for number in range(40):
         (root / "small" / f"{number}.json").write_bytes(rng.bytes(int(rng.integers(1, 6000))))
-    return root
 
 
 @pytest.fixture
-def pushed(tmp_path: Path, mount: Mounter, checkpoint: Path) -> Path:
-    place = tmp_path / "pushed"
-    for arguments in (("init", place, "--chunk-size", "256KiB"), ("push", checkpoint, place, "acme/base")):
-        done = mount.run(*arguments)
-        assert done.returncode == 0, done.stderr
-    return place
+def checkpoint(tmp_path: Path, pushed_once: PushedOnce) -> Path:
+    """As `fill` says."""
+    return Path(shutil.copytree(pushed_once(fill) / "source", tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def pushed(tmp_path: Path, pushed_once: PushedOnce) -> Path:
+    """With the checkpoint as acme/base:v1."""
+    return Path(shutil.copytree(pushed_once(fill) / "repository", tmp_path / "pushed"))
 
 
 def storm(mounted: Path, original: Path, seed: int) -> subprocess.Popen[str]:

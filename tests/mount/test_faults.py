@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -13,31 +14,32 @@ from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
-from mount.mounting import Mounted, Mounter, end_process, reader, until
+from mount.mounting import BOTH_ENGINES, Mounted, Mounter, PushedOnce, end_process, reader, until
 
 from modelfs.ids import ObjectId
 from modelfs.units import MiB
 
+pytestmark = BOTH_ENGINES
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+
+def fill(root: Path) -> None:
     """One file of 8 MiB of noise, in 32 chunks, and twenty small ones."""
-    root = tmp_path / "model"
-    root.mkdir()
     rng = random.Random(11)
     (root / "noise.bin").write_bytes(rng.randbytes(8 * MiB))
     for number in range(20):
         (root / f"small-{number}.json").write_bytes(rng.randbytes(3000))
-    return root
 
 
 @pytest.fixture
-def repo(tmp_path: Path, mount: Mounter, model: Path) -> Path:
-    place = tmp_path / "repo"
-    for arguments in (("init", place, "--chunk-size", "256KiB"), ("push", model, place, "acme/base")):
-        done = mount.run(*arguments)
-        assert done.returncode == 0, done.stderr
-    return place
+def model(pushed_once: PushedOnce) -> Path:
+    """As `fill` says; nobody changes it."""
+    return pushed_once(fill) / "source"
+
+
+@pytest.fixture
+def repo(tmp_path: Path, pushed_once: PushedOnce) -> Path:
+    """With the model as acme/base:v1."""
+    return Path(shutil.copytree(pushed_once(fill) / "repository", tmp_path / "repo"))
 
 
 def whole(path: Path) -> bytes | int:

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mount.mounting import Mounter, until
+from mount.mounting import BOTH_ENGINES, Mounter, until
 
 from modelfs.units import MiB
+
+pytestmark = BOTH_ENGINES
 
 
 def tree(root: Path) -> dict[str, bytes | None]:

@@ -16,6 +16,7 @@ from modelfs.errors import IntegrityError, ModelfsError, NotFound
 from modelfs.ids import Digest, ModelName, ModelRef
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
+from modelfs.repository.history import Version
 from modelfs.repository.repository import Repository
 from modelfs.stores.store import Fetched, ObjectStore
 from modelfs.units import Deadline
@@ -207,23 +208,44 @@ def test_a_removed_model_goes_and_what_is_open_stays(built: Builder, show: Show)
     assert out == FILES["d/b.bin"]
 
 
+def hidden(row: Version) -> str:
+    return f".{row.name}-{row.manifest.hex()[:16]}"
+
+
 def test_a_followed_tag_shows_links_into_the_version_it_names(built: Builder, show: Show) -> None:
     row = built.push("acme/base", FILES)
     view = show(Followed(MODEL, "latest", version_id(MODEL, row)))
     assert names(view, "") == ["a.bin", "d"]
-    assert view.readlink(view.resolve("d")) == ".v1/d"
-    old = view.resolve(".v1/a.bin")
-    assert content(view, ".v1/d/b.bin") == FILES["d/b.bin"]
-    built.push("acme/base", {"a.bin": b"2", "n": b""})
+    assert view.readlink(view.resolve("d")) == f"{hidden(row)}/d"
+    old = view.resolve(f"{hidden(row)}/a.bin")
+    assert content(view, f"{hidden(row)}/d/b.bin") == FILES["d/b.bin"]
+    next_row = built.push("acme/base", {"a.bin": b"2", "n": b""})
     view.update(catalog_of(built))
     assert names(view, "") == ["a.bin", "n"]
-    assert view.readlink(view.resolve("a.bin")) == ".v2/a.bin"
-    new = view.resolve(".v2/a.bin")
+    assert view.readlink(view.resolve("a.bin")) == f"{hidden(next_row)}/a.bin"
+    new = view.resolve(f"{hidden(next_row)}/a.bin")
     assert isinstance(old, File) and isinstance(new, File)
     assert view.getattr(old).ino != view.getattr(new).ino
-    assert content(view, ".v1/a.bin") == FILES["a.bin"]
-    with pytest.raises(NotFound):
-        view.resolve("d")
+    assert content(view, f"{hidden(row)}/a.bin") == FILES["a.bin"]
+    for nothing in ("d", ".v1", ".v1-0123456789abcdef", hidden(row).replace("v1", "v2"), f"{hidden(row)}0"):
+        with pytest.raises(NotFound):
+            view.resolve(nothing)
+
+
+def test_a_followed_version_may_have_files_with_names_like_versions(built: Builder, show: Show) -> None:
+    files = {".v1": b"one", ".v7": b"seven", ".v2/deep": b"two", "v1": b"plain"}
+    row = built.push("acme/base", files)
+    view = show(Followed(MODEL, "latest", version_id(MODEL, row)))
+    assert names(view, "") == sorted({path.partition("/")[0] for path in files})
+    for path, data in files.items():
+        top, _, below = path.partition("/")
+        assert content(view, f"{view.readlink(view.resolve(top))}{below and '/' + below}") == data
+    # a later version may even have a file named as the directory of an older one: it wins
+    later = built.push("acme/base", {hidden(row): b"mine"})
+    view.update(catalog_of(built))
+    assert names(view, "") == [hidden(row)]
+    assert content(view, view.readlink(view.resolve(hidden(row)))) == b"mine"
+    assert view.readlink(view.resolve(hidden(row))).startswith(hidden(later))
 
 
 def test_a_followed_mount_stays_where_it_is_when_its_model_goes(built: Builder, show: Show) -> None:
@@ -232,7 +254,7 @@ def test_a_followed_mount_stays_where_it_is_when_its_model_goes(built: Builder, 
     without(built, MODEL)
     assert view.update(catalog_of(built)) is False
     assert isinstance(view.resolve("a.bin"), Link)
-    assert content(view, ".v1/a.bin") == FILES["a.bin"]
+    assert content(view, f"{hidden(row)}/a.bin") == FILES["a.bin"]
 
 
 def test_a_damaged_manifest_is_an_error_for_its_version_alone(built: Builder, show: Show) -> None:

@@ -1,0 +1,82 @@
+"""Bytes are put into the kernel's page cache ahead of a sequential reader, where its own read-ahead is small.
+
+Rule: only what is cached and checked is stored, by a thread that serves no request: the kernel waits in it for pages
+that a READ under way has locked. Source: FUSE_NOTIFY_STORE, include/uapi/linux/fuse.h.
+
+Without root a mount's read_ahead_kb stays at 128, and a mapped reader waits for the daemon every 128 KiB. It reads
+stored pages at 5 GB/s, faster than they are stored (1.5-2 GB/s), so it catches up, and asks for the next page itself:
+then both would do the same work. So each READ sends the storing on by a lead, which the reader needs longer for.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+
+from modelfs.cache.cache_file import Read
+from modelfs.engines.native.connection import Connection
+from modelfs.logs import log_event, logger_for
+from modelfs.reading.readahead import Readahead
+from modelfs.reading.versions import ModelFile
+from modelfs.units import MiB
+
+_LOG = logger_for(__name__)
+_PIECE = MiB
+_LEAD = 2 * MiB
+_WINDOW = 32 * MiB
+_QUEUED = 16  # runs; beyond, readers do without
+
+
+@dataclass(slots=True)
+class _Run:
+    """Bytes next..end of a node are to be stored; a READ from first on belongs to its reader."""
+
+    id: int
+    file: ModelFile
+    first: int
+    next: int
+    end: int
+
+
+class StoreAhead:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._streams = Readahead(_WINDOW)
+        self._runs: dict[int, _Run] = {}  # under way, by node id; single operations need no lock
+        self._queue: queue.Queue[_Run | None] = queue.Queue(_QUEUED)
+        threading.Thread(target=self._work, name="store", daemon=True).start()
+
+    def note(self, id: int, file: ModelFile, offset: int, size: int) -> None:
+        """A READ of a node. Never blocks."""
+        end = offset + size
+        run = self._runs.get(id)
+        if run is not None and run.first <= offset < run.end:
+            run.next = max(run.next, end + _LEAD)
+            run.end = max(run.end, min(end + _WINDOW, file.size))
+            return
+        if self._streams.note(id, offset, size, file.size) and run is None and not self._queue.full():
+            run = self._runs[id] = _Run(id, file, offset, end + _LEAD, min(end + _WINDOW, file.size))
+            self._queue.put(run)
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(_PIECE))
+        while (run := self._queue.get()) is not None:
+            try:
+                self._store(run, buffer)
+            except Exception as error:  # it costs speed, not a read
+                log_event(_LOG, "error", "store.broken", error=error)
+            finally:
+                del self._runs[run.id]
+
+    def _store(self, run: _Run, buffer: memoryview) -> None:
+        while (offset := run.next) < run.end:
+            piece = buffer[:min(_PIECE - offset % _PIECE, run.end - offset)]
+            if run.file.cache.read_at(offset, piece, nowait=False) != Read.DONE:
+                return  # not here yet: the reader will ask for it
+            if not self._connection.store(run.id, offset, piece):
+                return
+            run.next = max(run.next, offset + len(piece))
