@@ -1,7 +1,8 @@
 """The fetcher: missing chunks → ranges → decode → check → waiting readers → cache.
 
 Rule: a chunk reaches a reader or the cache only from open_chunk or check_chunk, which hash it. Demand never
-queues behind prefetch, and a thread that waits for the network holds nothing that a cached read needs.
+queues behind what is fetched ahead of need, and a thread that waits for the network holds nothing that a cached read
+needs.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from modelfs.ids import ChunkId
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
-from modelfs.reading.flights import Flight, Job, Queue, Waiter, Want, jobs_of, spread_range
+from modelfs.reading.failures import Failures
+from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, jobs_of, spread_range
+from modelfs.reading.heads import Companion, Heads
 from modelfs.reading.localcopies import LocalCopies
 from modelfs.reading.recent import RecentChunks
 from modelfs.reading.versions import ChunkCache
+from modelfs.reading.width import Width
 from modelfs.repository import keys
 from modelfs.repository.chunk import ChunkRef, open_chunk
-from modelfs.repository.places import Place
 from modelfs.stores.store import ObjectStore, RangeStream
-from modelfs.units import Deadline
+from modelfs.units import Deadline, Patience
 
 _LOG = logger_for(__name__)
-_REMEMBER_FAILURE_S, _REMEMBER_DAMAGE_S = 2.0, 0.25
-"""After a failed read-ahead the kernel asks for the same page again, at once; that is answered from memory. Damage is
-found again within a few requests, and a store that was mended should not look broken for longer."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
+_LEAST_TRIES = 5
 _ANSWER_S = 0.25
 """A fetch ends so long before its reader's deadline (or a twentieth of it), so that the reader hears why."""
 
@@ -40,16 +41,18 @@ class Fetcher:
 
     def __init__(self, store: ObjectStore, cache: ChunkCache, metrics: Metrics, *, connections: int,
                  memory_bytes: int, deadline_s: float, patient: bool = False) -> None:
-        """patient: as long as chunks arrive, the deadline begins anew: for transfers, which nobody waits for."""
+        """patient: as long as bytes arrive, the deadline begins anew: for transfers, which nobody waits for."""
         self._store, self._metrics = store, metrics
         self.deadline_s = deadline_s
-        self._patient, self._landed = patient, time.monotonic()
+        self._patience = Patience(deadline_s) if patient else None  # all flights': who waits its turn is no silence
         self._pool = BufferPool(memory_bytes - memory_bytes // 4)
         self._recent = RecentChunks(memory_bytes // 4)
-        self._prefetches = connections > 1  # the only connection is kept for readers
-        self._queue = Queue(ahead_limit=max(1, connections - 2))
+        self.prefetches = connections > 1  # the only connection is kept for readers
+        self._width = Width(max(1, connections - 2))
+        self._queue = Queue(self._width.now)
         self._flights: dict[ChunkRef, Flight] = {}  # guarded by _queue.changed
-        self._failures: dict[ChunkRef, tuple[float, ModelfsError]] = {}  # guarded by _queue.changed
+        self._heads = Heads()
+        self._failures = Failures()  # guarded by _queue.changed
         self._stopped: ModelfsError | None = None
         self._stopping = threading.Event()
         self._local = LocalCopies(cache, metrics, self._land, self._to_network)
@@ -63,16 +66,18 @@ class Fetcher:
         self._recent.set_limit(memory_bytes // 4)
         self.deadline_s = deadline_s
 
-    def ensure(self, wants: Sequence[Want], waiter: Waiter | None) -> None:
-        """Have these chunks fetched and put into the cache, and tell waiter of each; None: ahead of need.
+    def ensure(self, wants: Sequence[Want], waiter: Waiter | None, priority: Priority = Priority.DEMAND) -> None:
+        """Have these chunks fetched and put into the cache, and tell waiter of each, if there is one.
 
+        priority: below DEMAND nothing is done where there are no connections for it (`prefetches`).
         Returns at once; takes no chunk from network or disk. The waiter may be told before this returns.
         """
-        if waiter is None and not self._prefetches:
+        if priority is not Priority.DEMAND and not self.prefetches:
             return
         failed: dict[ChunkId, ModelfsError] = {}
         recent: dict[ChunkId, bytes] = {}
         new: list[Flight] = []
+        raised: list[Flight] = []
         with self._queue.changed:
             for want in wants:
                 ref = want.file.ref(want.chunk)
@@ -80,12 +85,16 @@ class Fetcher:
                     failed[ref.id] = error
                 elif (flight := self._flights.get(ref)) is not None:
                     self._join(flight, want, waiter)
+                    if priority < flight.priority:
+                        raised.append(flight)
                 elif (data := self._recent.get(ref.id)) is not None and len(data) == ref.length:
                     recent[ref.id] = data
                 else:
-                    flight = Flight(ref, [want], self._deadline(), waiter is not None, [waiter] if waiter else [])
+                    flight = Flight(ref, [want], self._deadline(), priority, [waiter] if waiter else [])
                     self._flights[ref] = flight
                     new.append(flight)
+            if raised:
+                self._queue.promote(raised, priority)
         if waiter:
             for id, error in failed.items():
                 waiter.failed(id, error)
@@ -101,9 +110,9 @@ class Fetcher:
 
     def remember_failure(self, refs: Sequence[ChunkRef], error: ModelfsError) -> None:
         """A reader gave up on these, though their flights may go on: for a moment, nobody else begins to wait."""
-        until = time.monotonic() + _REMEMBER_FAILURE_S
         with self._queue.changed:
-            self._failures.update((ref, (until, error)) for ref in refs)
+            for ref in refs:
+                self._failures.note(ref, error)
             late = [flight for ref in refs if (flight := self._flights.get(ref)) is not None]
         for flight in late:
             self._log(flight, "chunk.late", error)
@@ -128,6 +137,8 @@ class Fetcher:
     # flights
 
     def _deadline(self) -> Deadline:
+        if self._patience:
+            return self._patience.renewed()
         return Deadline(self.deadline_s - min(_ANSWER_S, self.deadline_s / 20))
 
     def _join(self, flight: Flight, want: Want, waiter: Waiter | None) -> None:
@@ -137,63 +148,39 @@ class Fetcher:
             if waiter not in flight.waiters:  # a chunk that a read touches twice is told once
                 flight.waiters.append(waiter)
             flight.deadline = self._deadline()
-            if not flight.demand:
-                flight.demand = True
-                self._queue.promote(flight)
 
     def _known_failure(self, ref: ChunkRef) -> ModelfsError | None:
-        if self._stopped:
-            return self._stopped
-        if ref in self._failures:
-            until, error = self._failures[ref]
-            if time.monotonic() < until:
-                return error
-            del self._failures[ref]
-        return None
+        return self._stopped or self._failures.of(ref)
 
     def _to_network(self, flights: list[Flight]) -> None:
-        """Plan ranges; a chunk in a head pack brings the whole pack along. Without a place it is looked up first."""
+        """Plan ranges; what comes along with headers, too. Without a place it is looked up first."""
         if not flights:
             return
         try:
-            beside: list[tuple[Flight, Want, Place]] = []
-            heads = set()
+            beside: list[tuple[Flight, Companion]] = []
             for flight in flights:
-                version = flight.wants[0].file.version
-                flight.place = version.place(flight.row)
-                if flight.place and (version, flight.place.pack) not in heads:
-                    heads.add((version, flight.place.pack))
-                    beside += ((flight, want, place) for want, place in self._head_companions(flight, flight.place))
+                flight.place = flight.wants[0].file.version.place(flight.row)
+                if flight.place is not None:
+                    beside += ((flight, companion) for companion in self._heads.companions(flight))
             with self._queue.changed:
-                placed = flights + [more for one in beside if (more := self._companion(*one)) is not None]
-                self._enqueue(placed)
+                more = [found for one in beside if (found := self._companion(*one)) is not None]
+                self._enqueue([*flights, *more], MAX_RANGE if more else spread_range(flights))
         except Exception as error:
             self._fail_each(flights, self._broken(error))
 
-    def _head_companions(self, flight: Flight, place: Place) -> list[tuple[Want, Place]]:
-        """What lies in the same head pack and is not in the cache."""
-        version, found = flight.wants[0].file.version, []
-        for row in version.head_rows(place.pack):
-            file = version.file_of_row(row)
-            want = Want(file, row - file.entry.first_row)
-            if not file.cache.presence(want.chunk) & 1 and (at := version.place(row)) is not None:
-                found.append((want, at))
-        return found
-
-    def _companion(self, flight: Flight, want: Want, place: Place) -> Flight | None:
+    def _companion(self, flight: Flight, found: Companion) -> Flight | None:
         """Under the queue's lock. None where the chunk is on its way already, or was here a moment ago."""
-        ref = want.file.ref(want.chunk)
+        ref = found.want.file.ref(found.want.chunk)
         if self._stopped or ref in self._flights or self._recent.get(ref.id) is not None:
             return None
-        more = self._flights[ref] = Flight(ref, [want], flight.deadline, flight.demand, place=place)
+        more = self._flights[ref] = Flight(ref, [found.want], flight.deadline, found.priority, place=found.place)
         return more
 
-    def _enqueue(self, flights: Sequence[Flight]) -> None:
-        """Under the queue's lock."""
-        wanted = [flight for flight in flights if flight.demand]
-        ahead = [flight for flight in flights if not flight.demand]
-        self._queue.put(jobs_of(wanted, True))
-        self._queue.put(jobs_of(ahead, False, spread_range(ahead)))
+    def _enqueue(self, flights: Sequence[Flight], ahead: int = MAX_RANGE) -> None:
+        """Under the queue's lock. ahead: the longest range of what a stream reads next."""
+        for priority in Priority:
+            same = [flight for flight in flights if flight.priority is priority]
+            self._queue.put(jobs_of(same, priority, ahead if priority is Priority.AHEAD else MAX_RANGE))
 
     def _fail_each(self, flights: Iterable[Flight], error: ModelfsError) -> None:
         for flight in flights:
@@ -205,13 +192,9 @@ class Fetcher:
                 return
             del self._flights[flight.ref]
             waiters, flight.waiters = flight.waiters, []
-            if waiters:
-                now = time.monotonic()
-                if len(self._failures) > 10_000:
-                    self._failures = {k: v for k, v in self._failures.items() if v[0] > now}
-                memory = _REMEMBER_DAMAGE_S if isinstance(error, IntegrityError) else _REMEMBER_FAILURE_S
-                self._failures[flight.ref] = (now + memory, error)
-        if waiters and self._stopped is None and not self._patient:  # a command ends with the error as its one line
+            if flight.demand:
+                self._failures.note(flight.ref, error)
+        if flight.demand and self._stopped is None and not self._patience:  # a command's one line says it
             self._log(flight, "chunk.failed", error)
         for waiter in waiters:
             waiter.failed(flight.ref.id, error)
@@ -219,7 +202,6 @@ class Fetcher:
     def _land(self, flight: Flight, decoded: memoryview) -> None:
         """decoded is checked: hand it to who waits, keep it, and end the flight."""
         kept = 0
-        self._landed = time.monotonic()
         while True:
             with self._queue.changed:
                 waiters, flight.waiters = flight.waiters, []
@@ -227,7 +209,7 @@ class Fetcher:
                 if not waiters and not wants:
                     if self._flights.get(flight.ref) is flight:
                         del self._flights[flight.ref]
-                    self._failures.pop(flight.ref, None)
+                    self._failures.forget(flight.ref)
                     return
             for waiter in waiters:
                 self._arrived(waiter, flight.ref.id, decoded)
@@ -267,7 +249,10 @@ class Fetcher:
 
     def _run(self, job: Job) -> None:
         """Fetch until every flight has landed, failed, or was queued anew."""
-        backoff = _FIRST_BACKOFF_S
+        backoff, in_vain, enough = _FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
+        for flight in job.flights:
+            if not flight.demand:  # nobody waited, however long it lay in the queue
+                flight.deadline = self._deadline()
         while job.flights and self._stopped is None:
             before = len(job.flights)
             try:
@@ -276,8 +261,10 @@ class Fetcher:
                 elif not self._stream(job):
                     return
             except Unavailable as error:
-                backoff = _FIRST_BACKOFF_S if len(job.flights) < before else backoff
-                self._give_up_late(job, error)
+                if len(job.flights) < before:
+                    backoff, in_vain, enough = _FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
+                in_vain += 1
+                self._give_up_late(job, error, bool(self._patience) and in_vain >= _LEAST_TRIES and enough.passed)
                 if job.flights:
                     self._metrics.add("fetch_retries")
                     self._stopping.wait(max(backoff * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
@@ -293,26 +280,23 @@ class Fetcher:
                 for flight in flights:
                     self._elsewhere(flight, error)
 
-    def _give_up_late(self, job: Job, error: Unavailable) -> None:
-        """Fail the flights whose time is over, or is so before the store can be or wants to be asked again."""
+    def _give_up_late(self, job: Job, error: Unavailable, hopeless: bool) -> None:
+        """Fail the flights whose time is over, or is so before the store can be or wants to be asked again; all of them
+        where it is hopeless: bytes may renew a deadline, and yet no chunk comes to its end."""
         wait = error.retry_after_s or 0.0
         for flight in list(job.flights):
-            if flight.deadline.remaining() > max(wait, _FIRST_BACKOFF_S):
-                continue
-            if self._patient and time.monotonic() - self._landed < self.deadline_s > wait:
-                flight.deadline = self._deadline()
-            else:
+            if hopeless or flight.deadline.remaining() <= max(wait, _FIRST_BACKOFF_S):
                 job.flights.remove(flight)
                 self._fail(flight, error)
 
     def _stream(self, job: Job) -> bool:
-        """One range; flights leave job.flights as they land. False: the rest was queued anew, behind a demand."""
+        """One range; flights leave job.flights as they land. False: the rest was queued anew."""
         start, end = job.span()
         assert job.pack is not None
         with self._store.open_range(keys.pack(job.pack), start, end - start, job.deadline()) as stream:
             at = start
             while job.flights:
-                if not job.demand and self._queue.demand_waits() and len(job.flights) > 1:
+                if len(job.flights) > 1 and self._queue.outranked(job):
                     flights, job.flights = job.flights, []
                     with self._queue.changed:
                         self._enqueue(flights)
@@ -331,11 +315,13 @@ class Fetcher:
                 stream.readinto(stored[:place.offset - at])
             stream.readinto(stored[:place.length])
             job.flights.remove(flight)
+            if self._width.moved(place.length, self._queue.full(), time.monotonic()):
+                self._queue.widen(self._width.now)
             self._metrics.add("chunks_fetched")
             if not flight.demand:
                 self._metrics.add("prefetched_chunks")
                 for want in flight.wants:
-                    want.file.ahead[want.chunk] = 1
+                    want.file.ahead.add(want.chunk)
             wrong: IntegrityError | None = None
             try:
                 open_chunk(flight.ref, place, stored[:place.length], out)

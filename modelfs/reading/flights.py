@@ -6,8 +6,10 @@ Rule: a chunk has at most one flight at a time, whoever wants it (single flight)
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Protocol
 
 from modelfs.errors import ModelfsError
@@ -17,10 +19,18 @@ from modelfs.repository.chunk import ChunkRef
 from modelfs.repository.places import Place
 from modelfs.units import Deadline, KiB, MiB
 
-MAX_RANGE = 16 * MiB
-"""Ranges of about 16 MiB on a few connections beat one chunk a request (design section 8)."""
+MAX_RANGE = 20 * MiB
+"""A whole pack, which is a little more than 16 MiB: a request costs 1.1 ms of Python, as decoding 2 MB of bf16 does."""
 MAX_GAP = 64 * KiB
-_SPREAD, _LEAST_SPREAD = 4, 2 * MiB
+_SPREAD, _LEAST_SPREAD = 4, 4 * MiB
+
+
+class Priority(IntEnum):
+    """Who goes first where connections are short: a reader who waits, what a stream reads next, the rest of a file."""
+
+    DEMAND = 0
+    AHEAD = 1
+    HYDRATION = 2
 
 
 class Waiter(Protocol):
@@ -42,7 +52,7 @@ class Want:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """place: None until it is known. demand: a reader waits, so it goes before prefetches.
+    """place: None until it is known. priority: the highest of those who want it.
 
     tries: at this place. wrong: places that proved wrong; error: how the last of them did.
     """
@@ -50,13 +60,18 @@ class Flight:
     ref: ChunkRef
     wants: list[Want]
     deadline: Deadline
-    demand: bool
+    priority: Priority
     waiters: list[Waiter] = field(default_factory=list)
     place: Place | None = None
     job: Job | None = None
     tries: int = 0
     wrong: list[Place] = field(default_factory=list)
     error: ModelfsError | None = None
+
+    @property
+    def demand(self) -> bool:
+        """Whether a reader waits."""
+        return self.priority is Priority.DEMAND
 
     @property
     def row(self) -> int:
@@ -69,14 +84,16 @@ class Job:
     """Flights of one pack, in the order of their offsets, fetched as one range; they leave `flights` as they land.
 
     pack: None where the flights have no place yet: it is looked up first.
-    started, taken (the flights at the start): under the queue's lock.
+    priority: of the queue in which it waits; of one that runs, what it is not to be broken off for.
+    started, taken (the flights at the start): under the queue's lock. limited: it counts among those ahead of need.
     """
 
     pack: ObjectId | None
     flights: list[Flight]
-    demand: bool
+    priority: Priority
     started: bool = False
     taken: tuple[Flight, ...] = ()
+    limited: bool = False
 
     def deadline(self) -> Deadline:
         return max((flight.deadline for flight in self.flights), key=Deadline.remaining)
@@ -93,7 +110,7 @@ def spread_range(flights: Sequence[Flight]) -> int:
     return max(_LEAST_SPREAD, min(MAX_RANGE, stored // _SPREAD))
 
 
-def jobs_of(flights: Sequence[Flight], demand: bool, largest: int = MAX_RANGE) -> list[Job]:
+def jobs_of(flights: Sequence[Flight], priority: Priority, largest: int = MAX_RANGE) -> list[Job]:
     """Group flights into ranges: near neighbours in one pack, up to `largest` bytes; those without a place apart."""
     jobs: list[Job] = []
     lost = [flight for flight in flights if flight.place is None]
@@ -105,11 +122,11 @@ def jobs_of(flights: Sequence[Flight], demand: bool, largest: int = MAX_RANGE) -
         if near and stop - start <= largest:
             jobs[-1].flights.append(flight)
         else:
-            jobs.append(Job(place.pack, [flight], demand))
+            jobs.append(Job(place.pack, [flight], priority))
             start = place.offset
         end = stop
     if lost:
-        jobs.append(Job(None, lost, demand))
+        jobs.append(Job(None, lost, priority))
     for job in jobs:
         for flight in job.flights:
             flight.job = job
@@ -117,60 +134,93 @@ def jobs_of(flights: Sequence[Flight], demand: bool, largest: int = MAX_RANGE) -
 
 
 class Queue:
-    """Jobs that wait for a worker: demand first. At most `ahead_limit` prefetch jobs run at once, so that a
-    demand always finds a connection. The lock is the fetcher's, too: it guards flights and jobs."""
+    """Jobs that wait for a worker, the highest priority first. The lock is the fetcher's, too: it guards flights and
+    jobs. width: how many jobs ahead of need may run at once; the rest of the workers are kept for demand."""
 
-    def __init__(self, ahead_limit: int) -> None:
+    def __init__(self, width: int) -> None:
         self.changed = threading.Condition()
-        self._demand: list[Job] = []
-        self._ahead: list[Job] = []
-        self._ahead_running = 0
-        self._ahead_limit = ahead_limit
+        self.width = width  # guarded by changed, and so is the rest
+        self._waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
+        self._idle = self._limited_running = 0
         self.closed = False
 
-    def put(self, jobs: list[Job]) -> None:
+    def put(self, jobs: Sequence[Job]) -> None:
         """Under `changed`."""
         for job in jobs:
-            (self._demand if job.demand else self._ahead).append(job)
+            self._waiting[job.priority].append(job)
         self.changed.notify(len(jobs))
 
     def take(self) -> Job | None:
         """The next job, or None once closed. Blocks."""
         with self.changed:
-            while True:
-                if self.closed:
-                    return None
-                if self._demand:
-                    job = self._demand.pop(0)
-                    break
-                if self._ahead and self._ahead_running < self._ahead_limit:
-                    job = self._ahead.pop(0)
-                    self._ahead_running += 1
-                    break
+            while not self.closed:
+                job = self._next()
+                if job is not None:
+                    job.started, job.taken = True, tuple(job.flights)
+                    return job
+                self._idle += 1
                 self.changed.wait()
-            job.started, job.taken = True, tuple(job.flights)
-            return job
+                self._idle -= 1
+            return None
+
+    def _next(self) -> Job | None:
+        if self._waiting[Priority.DEMAND]:
+            return self._waiting[Priority.DEMAND].popleft()
+        ahead = self._waiting[Priority.AHEAD] or self._waiting[Priority.HYDRATION]
+        if not ahead or self._limited_running >= self.width:
+            return None
+        job = ahead.popleft()
+        job.limited = True
+        self._limited_running += 1
+        return job
 
     def done(self, job: Job) -> None:
-        if not job.demand:
+        if job.limited:
             with self.changed:
-                self._ahead_running -= 1
+                self._limited_running -= 1
                 self.changed.notify()
 
-    def demand_waits(self) -> bool:
-        return bool(self._demand)
+    def widen(self, width: int) -> None:
+        with self.changed:
+            self.changed.notify(max(0, width - self.width))
+            self.width = width
 
-    def promote(self, flight: Flight) -> None:
-        """Under `changed`: a reader came for a flight that waits as a prefetch."""
-        job = flight.job
-        if job is None or job.started or job.demand:
-            return
-        job.flights.remove(flight)
-        if not job.flights:
-            self._ahead.remove(job)
-        self.put(jobs_of([flight], demand=True))
+    def full(self) -> bool:
+        """Whether more would run ahead of need if `width` were larger."""
+        return self._limited_running >= self.width and bool(
+            self._waiting[Priority.AHEAD] or self._waiting[Priority.HYDRATION])
+
+    def outranked(self, job: Job) -> bool:
+        """Whether what goes before this running job waits for a worker, and there is none for it."""
+        if job.priority is Priority.DEMAND:
+            return False
+        if len(self._waiting[Priority.DEMAND]) > self._idle:
+            return True
+        return job.priority is Priority.HYDRATION and bool(self._waiting[Priority.AHEAD]) and (
+            self._limited_running >= self.width)
+
+    def promote(self, flights: Sequence[Flight], priority: Priority) -> None:
+        """Under `changed`: somebody of a higher priority came for these. A reader's leave their range for one of their
+        own; for others the whole range moves up. What runs goes on, and is not broken off for other prefetches."""
+        moved: list[Flight] = []
+        for flight in flights:
+            flight.priority, job = priority, flight.job
+            if job is None or job.priority <= priority:
+                continue
+            if job.started:
+                job.priority = Priority.AHEAD
+            elif priority is Priority.DEMAND:
+                moved.append(flight)
+                job.flights.remove(flight)
+                if not job.flights:
+                    self._waiting[job.priority].remove(job)
+            else:
+                self._waiting[job.priority].remove(job)
+                job.priority = priority
+                self._waiting[priority].append(job)
+        self.put(jobs_of(moved, priority))
 
     def drain(self) -> None:
         """Under `changed`."""
-        self._demand.clear()
-        self._ahead.clear()
+        for jobs in self._waiting.values():
+            jobs.clear()

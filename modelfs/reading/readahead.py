@@ -15,7 +15,7 @@ from modelfs.units import KiB, MiB
 _SEQUENTIAL_RUN = MiB + 256 * KiB
 """A stream is sequential once it ran further than the largest read-ahead of one page fault (read_ahead_kb
 1024) and most of that run was read: so random faults in a map fetch nothing ahead, however near they fall."""
-_FIRST_WINDOW = 4 * MiB
+_FIRST_WINDOW = 8 * MiB  # a tensor of 8 MiB through reads of 1 MiB is two round trips
 _TOLERANCE = 2 * MiB
 _STREAMS = 8
 

@@ -106,6 +106,8 @@ class Warming:
         try:
             for _ in range(_ROUNDS):
                 self._fetch_all()
+                if self._pin:  # what another run had pinned, and let go when it was interrupted
+                    pinned += self._pin_all()
                 if all(bool(file.present().all()) for file in self._kept.values()):
                     break
             else:
@@ -128,7 +130,8 @@ class Warming:
                           advice="Raise cache.size, unpin or choose less.")
 
     def _pin_all(self) -> list[CacheFile]:
-        """Those that were not pinned before. Before the fetch, so that no other read takes the room away."""
+        """Those that were not pinned before. Before the fetch, so that no other read takes the room away; after it,
+        because pins of others may have gone. Raises NoSpace."""
         done: list[CacheFile] = []
         for file in self._kept.values():
             if file.pinned:

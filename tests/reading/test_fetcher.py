@@ -24,8 +24,8 @@ from transfer.pushed import (
 from modelfs.cache.cache import Cache
 from modelfs.errors import IntegrityError, ModelfsError, Unavailable
 from modelfs.metrics import Metrics
-from modelfs.reading import fetcher
-from modelfs.reading.flights import Want
+from modelfs.reading import failures
+from modelfs.reading.flights import Priority, Want
 from modelfs.reading.versions import ModelFile, NoChunkCache, NoFileCache
 from modelfs.units import DiskShare, KiB, MiB
 
@@ -152,7 +152,7 @@ def test_a_prefetch_that_stalls_holds_no_memory_or_connection_that_a_reader_need
     with reading(proxy.url, connections=2, memory_bytes=10 * KiB) as r:
         ahead, wanted = r.file("weights.bin"), r.file("other.bin", "lab/other")
         proxy.add("stall", pack_of(ahead), after=1000)
-        r.fetcher.ensure([Want(ahead, chunk) for chunk in range(20)], None)
+        r.fetcher.ensure([Want(ahead, chunk) for chunk in range(20)], None, Priority.AHEAD)
         eventually(lambda: r.fetcher._pool.held_bytes() > 0)
         assert in_background(lambda: r.read(wanted)).result() == OTHER
         assert r.count("fetch_retries") == 0  # it stalls still
@@ -162,8 +162,8 @@ def test_a_reader_who_comes_for_a_waiting_prefetch_goes_first(proxy: FaultProxy)
     with reading(proxy.url, connections=3) as r:
         stalled, wanted = r.file("weights.bin"), r.file("other.bin", "lab/other")
         proxy.add("stall", pack_of(stalled), after=0)
-        r.fetcher.ensure([Want(stalled, 0)], None)
-        r.fetcher.ensure([Want(wanted, chunk) for chunk in range(20)], None)
+        r.fetcher.ensure([Want(stalled, 0)], None, Priority.AHEAD)
+        r.fetcher.ensure([Want(wanted, chunk) for chunk in range(20)], None, Priority.AHEAD)
         assert in_background(lambda: r.read(wanted, 10 * CHUNK, 10)).result() == OTHER[10 * CHUNK:10 * CHUNK + 10]
 
 
@@ -190,7 +190,7 @@ def test_a_chunk_that_stays_wrong_fails_and_the_log_names_all(proxy: FaultProxy,
 
 
 def test_a_failure_is_remembered_for_a_moment(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetcher, "_REMEMBER_DAMAGE_S", 60)  # longer than this test can take
+    monkeypatch.setattr(failures, "REMEMBER_DAMAGE_S", 60)  # longer than this test can take
     proxy.add("flip", "packs/", offset=100)
     with reading(proxy.url) as r:
         file = r.file("weights.bin")

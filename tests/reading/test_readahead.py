@@ -60,18 +60,18 @@ def test_a_window_of_nothing_turns_it_off() -> None:
 
 
 def test_what_is_fetched_ahead_is_used_and_counted(tmp_path: Path) -> None:
-    data = noise(1, 8 * MiB)
+    data = noise(1, 12 * MiB)
     push_files(make_repository(tmp_path / "r"), {"w.bin": data})
     cache = Cache(tmp_path / "cache", DiskShare(size_bytes=64 * MiB), DiskShare(size_bytes=0), Metrics())
     with reading(tmp_path / "r", cache, readahead_bytes=64 * MiB) as r:
         file = r.file("w.bin")
         assert r.read(file, 0, MiB) == data[:MiB]
         assert r.read(file, MiB, MiB) == data[MiB:2 * MiB]
-        eventually(lambda: file.cached_bytes() >= 6 * MiB)  # two that were read, a first window of four
+        eventually(lambda: file.cached_bytes() >= 10 * MiB)  # two that were read, a first window of eight
         before = r.count("chunks_fetched")
         assert r.read(file, 2 * MiB, 4 * MiB) == data[2 * MiB:6 * MiB]
         eventually(lambda: file.cached_bytes() == len(data))
         assert r.count("prefetched_used") == 4 * MiB // CHUNK
-        assert r.count("prefetched_chunks") == 6 * MiB // CHUNK
+        assert r.count("prefetched_chunks") == 10 * MiB // CHUNK
         assert r.count("chunks_fetched") - before == 2 * MiB // CHUNK
     cache.close()

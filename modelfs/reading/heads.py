@@ -1,0 +1,66 @@
+"""What comes along with a header: the rest of its head pack, and the chunks that share a page with other headers.
+
+Rule: nothing here is needed by who asked; it saves the round trips of those who ask next. A header seldom ends at a
+page's end, so whoever reads one through the kernel reads the beginning of the first tensor, too: without this, opening
+30 shards was one round trip for the headers and 30 for what lies behind them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from modelfs.ids import ObjectId
+from modelfs.reading.flights import Flight, Priority, Want
+from modelfs.reading.versions import LoadedVersion
+from modelfs.repository.places import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    want: Want
+    place: Place
+    priority: Priority
+
+
+class Heads:
+    """Finds companions; those behind headers once a head pack, since that is a look at all files in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._followed: WeakKeyDictionary[LoadedVersion, set[ObjectId]] = WeakKeyDictionary()  # guarded by _lock
+
+    def companions(self, flight: Flight) -> Iterator[Companion]:
+        """What to fetch beside a flight that has a place, as far as it is not in the cache."""
+        version, place = flight.wants[0].file.version, flight.place
+        assert place is not None
+        heads = version.head_rows(place.pack)
+        if heads:
+            yield from self._missing(version, heads, flight.priority)
+        elif flight.demand and flight.wants[0].chunk and (before := version.place(flight.row - 1)) is not None:
+            heads = version.head_rows(before.pack)
+            if heads and self._first_time(version, before.pack):
+                yield from self._missing(version, [row + 1 for row in heads if _goes_on(version, row)], Priority.AHEAD)
+
+    def _missing(self, version: LoadedVersion, rows: list[int], priority: Priority) -> Iterator[Companion]:
+        for row in rows:
+            file = version.file_of_row(row)
+            want = Want(file, row - file.entry.first_row)
+            if not file.cache.presence(want.chunk) & 1 and (place := version.place(row)) is not None:
+                yield Companion(want, place, priority)
+
+    def _first_time(self, version: LoadedVersion, pack: ObjectId) -> bool:
+        with self._lock:
+            followed = self._followed.setdefault(version, set())
+            if pack in followed:
+                return False
+            followed.add(pack)
+            return True
+
+
+def _goes_on(version: LoadedVersion, row: int) -> bool:
+    """Whether a row is not its file's last."""
+    entry = version.file_of_row(row).entry
+    return row + 1 < entry.first_row + entry.row_count
