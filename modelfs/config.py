@@ -31,12 +31,13 @@ _SCHEMES = ("http://", "https://", "file://")
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """min_free: what the disk that holds directory keeps free."""
+    """min_free: what the disk that holds directory keeps free. scrub_s: 0: never."""
 
     directory: Path
     size: DiskShare
     min_free: DiskShare
     verify: Verify
+    scrub_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +127,8 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """parse: a TOML value to the value of the dataclass; raises ValueError or ModelfsError.
-
-    from_text: what an environment variable or a flag says, as the TOML value it stands for.
-    """
+    """parse: a TOML value to the value of the dataclass; raises ValueError or ModelfsError. from_text: what an
+    environment variable or a flag says, as the TOML value it stands for."""
 
     parse: Callable[[Any, Mapping[str, str]], Any]
     allowed: str
@@ -165,10 +164,9 @@ def _load_file(path: Path, required: bool) -> dict[str, Any] | None:
         if not required:
             return None
         raise BadInput("no configuration file", where=str(path), advice="Check --config.") from None
-    except PermissionError as error:
-        raise Forbidden("cannot read the configuration", where=str(path), why=error.strerror or str(error)) from error
     except OSError as error:
-        raise BadInput("cannot read the configuration", where=str(path), why=error.strerror or str(error)) from error
+        kind = Forbidden if isinstance(error, PermissionError) else BadInput
+        raise kind("cannot read the configuration", where=str(path), why=error.strerror or str(error)) from error
     if len(raw) > MAX_FILE_BYTES:
         raise BadInput("not a configuration file", where=str(path), why="it has more than 1 MiB")
     try:
@@ -219,17 +217,17 @@ def _environment_keys(environ: Mapping[str, str]) -> Iterable[tuple[str, str]]:
 
 
 def _assemble(found: Mapping[str, _Value], remotes: Mapping[str, _Value], environ: Mapping[str, str]) -> Config:
-    token_file = environ.get("MODELFS_TOKEN_FILE")
     get = {key: value.parsed for key, value in found.items()}
     return Config(
-        cache=CacheConfig(get["cache.directory"], get["cache.size"], get["cache.min_free"], get["cache.verify"]),
+        cache=CacheConfig(get["cache.directory"], get["cache.size"], get["cache.min_free"], get["cache.verify"],
+                          get["cache.scrub"]),
         fetch=FetchConfig(get["fetch.connections"], get["fetch.deadline"], get["fetch.memory"],
                           get["fetch.readahead"], get["fetch.hydrate"]),
         mount=MountConfig(get["mount.engine"], get["mount.allow_other"], get["mount.poll"]),
         log=LogConfig(get["log.level"], get["log.format"]),
         remotes=_assemble_remotes(remotes),
         settings={key: value.setting for key, value in (*found.items(), *remotes.items())},
-        token_file=_path(_path_of_text(token_file), environ) if token_file else None,
+        token_file=_path(_path_of_text(text), environ) if (text := environ.get("MODELFS_TOKEN_FILE")) else None,
     )
 
 
@@ -257,7 +255,8 @@ def _table(key: str, value: object, source: str) -> dict[str, Any]:
 def _bad_value(key: str, value: object, source: str, allowed: str) -> BadInput:
     # a URL with a password in it is refused, and must not be printed for that
     shown = "(not shown)" if "@" in str(value) else f"{value!r}"[:120]
-    return BadInput(f"{key} cannot be {shown}", where=source, why=f"allowed: {allowed}")
+    name, where = (FLAGS.get(key, key), "") if source == "flag" else (key, source)
+    return BadInput(f"{name} cannot be {shown}", where=where, why=f"allowed: {allowed}")
 
 
 def _unknown(kind: str, name: str, source: str, known: Iterable[str]) -> BadInput:
@@ -355,6 +354,7 @@ def _defaults(environ: Mapping[str, str]) -> dict[str, object]:
         "cache.size": "10%",
         "cache.min_free": "5%",
         "cache.verify": "mount",
+        "cache.scrub": "7d",
         "fetch.connections": 8,
         "fetch.deadline": "60s",
         "fetch.memory": "256 MiB",
@@ -375,6 +375,7 @@ _KEYS: dict[str, _Key] = {
     "cache.size": _Key(_share, _SHARE),
     "cache.min_free": _Key(_share, _SHARE),
     "cache.verify": _Key(*_one_of(Verify)),
+    "cache.scrub": _Key(_time(0.0), "a time up to 30d, like 7d, 0s for never"),
     "fetch.connections": _Key(_connections, "a number from 1 to 256", int),
     "fetch.deadline": _Key(_time(0.001), "a time from 1ms to 30d, like 60s"),
     "fetch.memory": _Key(_size(16 * MiB), "a size of 16 MiB or more, like 256 MiB"),
@@ -393,4 +394,6 @@ _REMOTE_KEYS: dict[str, _Key] = {
     "key_file": _Key(_path, _A_PATH),
     "passphrase_file": _Key(_path, _A_PATH),
 }
+FLAGS = {"cache.directory": "--cache-dir", "cache.size": "--cache-size", "cache.verify": "--verify",
+         "fetch.deadline": "--deadline", "mount.engine": "--engine", "mount.poll": "--poll"}
 _SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in _KEYS))

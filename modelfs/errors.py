@@ -9,7 +9,8 @@ ModelfsError                1 EIO     a fault of ours
 │   ├── CorruptChunk        4 EIO     a chunk that does not decode, or does not hash to its id
 │   └── ObjectMissing       4 EIO     an object that is named, and is not in this store
 ├── Unavailable             5 EIO     a store does not answer; the only error that is tried again
-│   └── DeadlinePassed      5 EIO     it did not answer in time
+│   ├── DeadlinePassed      5 EIO     it did not answer in time
+│   └── WrongServer         5 EIO     what answers is not what the URL says; tried once
 ├── Forbidden               6 EACCES  token, key, file mode
 ├── Conflict                7 EBUSY   busy, locked, taken, changed meanwhile
 │   └── SwapLost            7 EBUSY   somebody else moved the object first; read it again and retry
@@ -76,6 +77,10 @@ class Unavailable(ModelfsError):
 
 class DeadlinePassed(Unavailable):
     pass
+
+
+class WrongServer(Unavailable):
+    """What answers does not speak TLS, or proves to be somebody else: asked again, it would still."""
 
 
 class Forbidden(ModelfsError):

@@ -11,9 +11,9 @@ from modelfs.config import Config, RemoteConfig, load_config
 from modelfs.errors import BadInput
 from modelfs.units import DiskShare, MiB
 
-KEYS = ["cache.directory", "cache.size", "cache.min_free", "cache.verify", "fetch.connections", "fetch.deadline",
-        "fetch.memory", "fetch.readahead", "fetch.hydrate", "mount.engine", "mount.allow_other", "mount.poll",
-        "log.level", "log.format"]
+KEYS = ["cache.directory", "cache.size", "cache.min_free", "cache.verify", "cache.scrub", "fetch.connections",
+        "fetch.deadline", "fetch.memory", "fetch.readahead", "fetch.hydrate", "mount.engine", "mount.allow_other",
+        "mount.poll", "log.level", "log.format"]
 
 
 class Places:
@@ -51,7 +51,7 @@ def test_without_any_file_every_key_has_its_default(places: Places) -> None:
     cache = Path("/var/cache/modelfs") if os.geteuid() == 0 else Path(places.environ["XDG_CACHE_HOME"]) / "modelfs"
     assert config.cache.directory == cache
     assert config.cache.size == DiskShare(fraction=0.1) and config.cache.min_free == DiskShare(fraction=0.05)
-    assert (config.fetch.connections, config.fetch.deadline_s) == (8, 60.0)
+    assert (config.cache.scrub_s, config.fetch.connections, config.fetch.deadline_s) == (7 * 86400.0, 8, 60.0)
     assert (config.fetch.memory_bytes, config.fetch.readahead_bytes) == (256 * MiB, 64 * MiB)
     assert (config.cache.verify, config.fetch.hydrate, config.mount.engine) == ("mount", "sequential", "auto")
     assert (config.mount.allow_other, config.mount.poll_s) == (False, 30.0)
@@ -95,6 +95,7 @@ def test_values_are_shown_as_they_were_written(places: Places) -> None:
     ("MODELFS_MOUNT_ALLOW_OTHER", "yes", "mount.allow_other", True),
     ("MODELFS_MOUNT_ALLOW_OTHER", "0", "mount.allow_other", False),
     ("MODELFS_CACHE_MIN_FREE", "10%", "cache.min_free", "10%"),
+    ("MODELFS_CACHE_SCRUB", "0s", "cache.scrub", "0s"),
     ("MODELFS_LOG_FORMAT", "json", "log.format", "json"),
     ("MODELFS_CACHE_DIRECTORY", "/srv/cache", "cache.directory", "/srv/cache"),
 ])
@@ -217,9 +218,11 @@ def test_a_variable_that_looks_like_a_setting_and_is_none_is_refused(places: Pla
         places.load()
 
 
-def test_a_bad_flag_is_named_as_a_flag(places: Places) -> None:
-    with pytest.raises(BadInput, match=r"cache\.size cannot be 'lots', flag: allowed"):
+def test_a_bad_flag_is_named_as_it_was_typed(places: Places) -> None:
+    with pytest.raises(BadInput, match=r"^--cache-size cannot be 'lots': allowed: a size"):
         places.load(cache_size="lots")
+    with pytest.raises(BadInput, match=r"^--deadline cannot be '5x': allowed: a time"):
+        places.load(fetch_deadline="5x")
 
 
 def test_a_missing_file_is_refused_only_where_it_was_asked_for(places: Places) -> None:

@@ -1,8 +1,9 @@
-"""The documents say what is so: README's session is what the demo prints, its commands run, and the sentences of
-docs/semantics.md name tests that exist."""
+"""The documents say what is so: README's session is what the demo prints, its commands run, the sentences of
+docs/semantics.md name tests that exist, and the tables of docs/operations.md agree with the source."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -13,6 +14,11 @@ from pathlib import Path
 import pytest
 from mount.mounting import Mounter
 from servers import own_server
+
+from modelfs import errors
+from modelfs.app.mounting import _LIVE
+from modelfs.cli.main import INTERRUPTED
+from modelfs.config import _REMOTE_KEYS, load_config
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -48,6 +54,8 @@ def test_readmes_session_is_what_the_demo_prints(environ: dict[str, str], tmp_pa
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     session = next(block for block in blocks((ROOT / "README.md").read_text()) if "$ modelfs init" in block)
     assert commands_and_titles(session) == commands_and_titles(done.stdout)
+    for text in (session, done.stdout):
+        assert re.search(r"until the deadline passed\. Starting from the cache, as of \S+Z\.", text), "two sentences"
     assert "104 tensors, 90.9 MB, all equal" in done.stdout and "Input/output error" in done.stdout
     assert not list(tmp_path.glob("modelfs-demo*")), "it leaves nothing behind"
 
@@ -83,3 +91,79 @@ def test_every_sentence_of_the_semantics_names_a_test_that_exists() -> None:
         names = re.findall(r"^def test_(\w+)\(", (TESTS / file).read_text(), re.M)
         wanted = re.sub(r"\W+", "_", sentence.strip().lower())
         assert not wanted or wanted in names, f"{file} has no test {wanted}"
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table of docs/operations.md whose header begins with heading."""
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+    return rows
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def modules() -> Iterator[ast.Module]:
+    for path in sorted((ROOT / "modelfs").rglob("*.py")):
+        yield ast.parse(path.read_text(), str(path))
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name in (getattr(node.func, "id", ""), getattr(node.func, "attr", "")):
+            yield node
+
+
+def events() -> set[str]:
+    """What `log_event` is called with, and where that is an argument of the function around it, what that is given."""
+    found: set[str] = set()
+    for tree in modules():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.name == "log_event":
+                continue
+            for call in calls(function, "log_event"):
+                event = call.args[2]
+                places = [call] if isinstance(event, ast.Constant) else calls(tree, function.name)
+                given = [arg.value for place in places for arg in place.args if isinstance(arg, ast.Constant)
+                         and re.fullmatch(r"[a-z_]+\.[a-z_]+", str(arg.value))]
+                assert given, ast.unparse(call)
+                found.update(map(str, given))
+    return found
+
+
+def test_the_table_of_log_events_is_complete() -> None:
+    told = [event for cells in table("event") for event in names(cells[0])]
+    assert len(told) == len(set(told))
+    assert sorted(told) == sorted(events())
+
+
+def test_the_table_of_keys_has_every_key_with_its_default_and_whether_it_is_live(tmp_path: Path) -> None:
+    settings = load_config(file=None, flags={}, environ={"HOME": str(tmp_path)}, etc=tmp_path / "none").settings
+    rows = {names(cells[0])[0]: cells for cells in table("key")}
+    assert list(rows) == [*settings, *(f"remotes.NAME.{key}" for key in _REMOTE_KEYS)]
+    for key, cells in rows.items():
+        assert cells[3] == ("live" if key in _LIVE else "remount"), key
+        if key in settings and key != "cache.directory":
+            assert cells[1].strip("`").lower() == str(settings[key].value).lower(), key
+
+
+def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
+    classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.ModelfsError)]
+    codes = {0, INTERRUPTED, *(one.exit_code for one in classes)}
+    assert [int(cells[0]) for cells in table("exit code")] == sorted(codes)
+
+
+def test_every_message_in_the_table_is_one_that_modelfs_prints() -> None:
+    printed = [node.value for tree in modules() for node in ast.walk(tree)
+               if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    messages = [message for cells in table("message") for message in names(cells[0])]
+    assert len(messages) >= 30
+    for message in messages:
+        beginning = message.removesuffix("…")
+        assert any(text.startswith(beginning) for text in printed), message

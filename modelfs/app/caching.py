@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelfs.app.repositories import deadline_of, repository_at, store_at
+from modelfs.app.repositories import deadline_of, naming_remotes, repository_at, store_at
 from modelfs.cache.cache import Cache
 from modelfs.cache.contents import CachedFile, Removal
 from modelfs.config import Config
@@ -30,6 +30,7 @@ from modelfs.reading.versions import Versions
 from modelfs.reading.warming import Warming, select
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.repository import Repository
+from modelfs.stores.retrying import Tell
 from modelfs.units import Deadline, DiskShare
 
 _LOG = logger_for(__name__)
@@ -150,12 +151,12 @@ def warm_for(parts: Parts, fields: Mapping[str, Any], deadline: Deadline) -> Ite
     yield {"done_bytes": task.total_bytes, "total_bytes": task.total_bytes, "warmed": outcome}
 
 
-def warm(config: Config, spec: str, request: WarmRequest, environ: Mapping[str, str],
-         progress: Progress) -> dict[str, Any]:
+def warm(config: Config, spec: str, request: WarmRequest, environ: Mapping[str, str], progress: Progress,
+         tell: Tell) -> dict[str, Any]:
     """Through a running mount that has this cache and repository, so that counters and limits are its; else here."""
     found = _mount_with(config.cache.directory, store_at(config, spec).url, environ)
     if found is None:
-        return {**_warm_here(config, spec, request, progress), "through": None}
+        return {**_warm_here(config, spec, request, progress, tell), "through": None}
     socket, mountpoint = found
     done = 0
     for line in control.stream(socket, request.fields()):
@@ -212,12 +213,12 @@ class Pinning:
     bytes: int
 
 
-def pin(cache: Cache, config: Config, spec: str, ref: ModelRef, patterns: Sequence[str]) -> Pinning:
+def pin(cache: Cache, config: Config, spec: str, ref: ModelRef, patterns: Sequence[str], tell: Tell) -> Pinning:
     """Pin what is there. Which version is meant is asked of the store, briefly, and else of the cache.
 
     Raises NotFound for what is not known.
     """
-    version = _current(cache, config, spec, ref)
+    version = _current(cache, config, spec, ref, tell)
     paths, missing, size = [], [], 0
     for path, file in version.files(cache, patterns):
         here = file.cached_bytes()
@@ -269,18 +270,18 @@ def clear(cache: Cache, url: str | None, ref: ModelRef | None) -> Cleared:
     return Cleared(counts[Removal.REMOVED], freed, counts[Removal.PINNED], counts[Removal.IN_USE])
 
 
-def _warm_here(config: Config, spec: str, request: WarmRequest, progress: Progress) -> dict[str, Any]:
+def _warm_here(config: Config, spec: str, request: WarmRequest, progress: Progress, tell: Tell) -> dict[str, Any]:
     metrics = Metrics()
     with cache_of(config) as cache:
         if cache.status().limit_bytes == _ANY.size_bytes:  # no mount has a limit here, so ours holds
             cache.set_limits(config.cache.size, config.cache.min_free)
         cache.wait_until_counted(_COUNT_S)
-        repository = repository_at(config, spec, metrics, cache.meta)
+        repository = repository_at(config, spec, metrics, cache.meta, tell=tell)
         fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
                           memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
         try:
-            versions = Versions(repository, cache, lambda: deadline_of(config))
-            task = WarmingTask(Parts(repository, versions, fetcher, cache), request, deadline_of(config))
+            versions = Versions(repository, cache, lambda: deadline_of(config).patient())
+            task = WarmingTask(Parts(repository, versions, fetcher, cache), request, deadline_of(config).patient())
             progress.total(task.total_bytes)
             with _shown(task, progress):
                 return task.run()
@@ -337,12 +338,13 @@ def _versions(cache: Cache, url: str | None, ref: ModelRef | None) -> Iterator[K
             yield from cached.known_versions(cache, known)
 
 
-def _current(cache: Cache, config: Config, spec: str, ref: ModelRef) -> KnownVersion:
+def _current(cache: Cache, config: Config, spec: str, ref: ModelRef, tell: Tell) -> KnownVersion:
     """The version that ref names now, if the store says so soon, else the one that it named when it was asked last."""
-    store = store_at(config, spec)
+    store = store_at(config, spec, tell=tell)
     deadline = deadline_of(config).sooner(_ASK_S)
     try:
-        repository = Repository.open(store, deadline, cache.meta)
+        with naming_remotes(config, spec):
+            repository = Repository.open(store, deadline, cache.meta)
         catalog = repository.catalog(deadline).catalog
         found = repository.resolve(catalog, ref, deadline)
         manifest = repository.manifest(found.version.manifest, deadline)

@@ -5,14 +5,18 @@ Rule: a REPO argument means the same to every command.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 
 from modelfs.config import Config
+from modelfs.errors import NotFound
 from modelfs.metrics import Metrics
 from modelfs.repository.repository import ObjectCache, Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import is_http, open_store
-from modelfs.stores.retrying import MeteredStore, RetryingStore
+from modelfs.stores.retrying import MeteredStore, RetryingStore, Tell
 from modelfs.stores.store import ObjectStore
 from modelfs.tokens import ClientToken
 from modelfs.units import Deadline
@@ -20,10 +24,11 @@ from modelfs.units import Deadline
 _NO_TOKEN = "It was asked without a token: name its file by MODELFS_TOKEN_FILE, or as token_file of a remote."
 
 
-def store_at(config: Config, spec: str, metrics: Metrics | None = None) -> ObjectStore:
+def store_at(config: Config, spec: str, metrics: Metrics | None = None, *, tell: Tell | None = None) -> ObjectStore:
     """The store that a REPO argument names: a path, a URL, or a remote of the configuration.
 
-    Raises BadInput; Forbidden of a token file that others can read.
+    tell: is told when somebody waits because the store does not answer. Raises BadInput; Forbidden of a token file
+    that others can read.
     """
     remote = config.remotes.get(spec)
     url = remote.urls[0] if remote else spec
@@ -36,7 +41,7 @@ def store_at(config: Config, spec: str, metrics: Metrics | None = None) -> Objec
     else:
         store = open_store(url, connections=config.fetch.connections, headers=ClientToken(token_file).headers,
                            credentials=f"It was asked with the token in {token_file}.")
-    return RetryingStore(MeteredStore(store, metrics) if metrics else store, metrics)
+    return RetryingStore(MeteredStore(store, metrics) if metrics else store, metrics, tell=tell)
 
 
 def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
@@ -51,7 +56,23 @@ def deadline_of(config: Config) -> Deadline:
     return Deadline(config.fetch.deadline_s)
 
 
-def repository_at(config: Config, spec: str, metrics: Metrics | None = None,
-                  cache: ObjectCache | None = None) -> Repository:
-    """Raises NotFound, Unavailable, IntegrityError."""
-    return Repository.open(store_at(config, spec, metrics), deadline_of(config), cache)
+def repository_at(config: Config, spec: str, metrics: Metrics | None = None, cache: ObjectCache | None = None, *,
+                  tell: Tell | None = None) -> Repository:
+    """tell: of store_at. Raises NotFound, Unavailable, IntegrityError."""
+    with naming_remotes(config, spec):
+        return Repository.open(store_at(config, spec, metrics, tell=tell), deadline_of(config), cache)
+
+
+@contextmanager
+def naming_remotes(config: Config, spec: str) -> Iterator[None]:
+    """Around the opening of a repository: where spec is neither a directory nor a URL, a remote may be meant, and
+    NotFound says which there are."""
+    try:
+        yield
+    except NotFound as error:
+        if not config.remotes or "://" in spec or Path(spec).is_dir():
+            raise
+        near = get_close_matches(spec, config.remotes, n=3)
+        raise NotFound(error.what, where=spec, why="it is neither a directory nor the name of a remote",
+                       advice=f"Did you mean {' or '.join(near)}?" if near else
+                       f"The remotes are {', '.join(config.remotes)}.") from error

@@ -1,6 +1,6 @@
 """Repository → fetcher, without a disk cache: for commands that copy a version out of a repository once.
 
-Rule: nobody waits for one of these reads, so as long as chunks arrive they go on.
+Rule: nobody waits for one of these reads, so as long as bytes arrive they go on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.versions import NoChunkCache, Versions
 from modelfs.repository.repository import Repository
+from modelfs.stores.retrying import Tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,14 @@ class Transfer:
 
 
 @contextmanager
-def transfer(config: Config, spec: str) -> Iterator[Transfer]:
+def transfer(config: Config, spec: str, tell: Tell) -> Iterator[Transfer]:
     """Raises as repository_at."""
     metrics = Metrics()
-    repository = repository_at(config, spec, metrics)
+    repository = repository_at(config, spec, metrics, tell=tell)
     cache = NoChunkCache()
     fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
                       memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
     try:
-        yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config)), fetcher, metrics)
+        yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config).patient()), fetcher, metrics)
     finally:
         fetcher.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples
 from modelfs.ids import ModelRef
 from modelfs.units import show_size
 
@@ -32,8 +32,9 @@ def _directory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--cache-dir", metavar="D", help="The cache's directory, if not the configured one.")(function)
 
 
-@command.command(epilog=examples("modelfs cache warm https://models.example.org acme/llama --pin",
-                                 "modelfs cache warm /srv/models acme/llama:v3 '*.json' tokenizer.model"))
+@command.command(short_help="fetch a model, or some of its files", epilog=examples(
+    "modelfs cache warm https://models.example.org acme/llama --pin",
+    "modelfs cache warm /srv/models acme/llama:v3 '*.json' tokenizer.model"))
 @click.argument("repo")
 @click.argument("model")
 @click.argument("path", nargs=-1)
@@ -51,14 +52,17 @@ def warm(session: Session, repo: str, model: str, path: tuple[str, ...], pin: bo
 
     config, ref = _config(session, cache_dir), ModelRef.parse(model)
     with session.output.progress(None, f"warm {ref}") as bar:
-        done = run(config, repo, WarmRequest(ref, path, pin), session.environ, bar)
+        done = run(config, repo, WarmRequest(ref, path, pin), session.environ, bar,
+                   session.output.note)
     session.output.document(done)
-    session.output.line(f"{done['model']} {done['version']}: {done['files']} files, {show_size(done['bytes'])}; "
-                        f"{show_size(done['fetched_bytes'])} new in the cache" + (", pinned" if pin else "")
+    session.output.line(f"{done['model']} {done['version']}: {counted(done['files'], 'file')}, "
+                        f"{show_size(done['bytes'])}; {show_size(done['fetched_bytes'])} new in the cache"
+                        + (", pinned" if pin else "")
                         + (f"; through the mount {done['through']}" if done["through"] else ""))
 
 
-@command.command(epilog=examples("modelfs cache pin https://models.example.org acme/llama:v3"))
+@command.command(short_help="keep what the cache has of a model", epilog=examples(
+    "modelfs cache pin https://models.example.org acme/llama:v3"))
 @click.argument("repo")
 @click.argument("model")
 @click.argument("path", nargs=-1)
@@ -70,7 +74,7 @@ def pin(session: Session, repo: str, model: str, path: tuple[str, ...], cache_di
 
     config = _config(session, cache_dir)
     with caching.cache_of(config) as cache:
-        done = caching.pin(cache, config, repo, ModelRef.parse(model), path)
+        done = caching.pin(cache, config, repo, ModelRef.parse(model), path, session.output.note)
     _show_pinning(session, done, "pinned")
     if done.missing:
         some = ", ".join(done.missing[:5]) + (", …" if len(done.missing) > 5 else "")
@@ -78,7 +82,8 @@ def pin(session: Session, repo: str, model: str, path: tuple[str, ...], cache_di
                             f"`modelfs cache warm {repo} {model} --pin` fetches it.")
 
 
-@command.command(epilog=examples("modelfs cache unpin https://models.example.org acme/llama"))
+@command.command(short_help="let it go when room is needed", epilog=examples(
+    "modelfs cache unpin https://models.example.org acme/llama"))
 @click.argument("repo")
 @click.argument("model")
 @click.argument("path", nargs=-1)
@@ -94,7 +99,8 @@ def unpin(session: Session, repo: str, model: str, path: tuple[str, ...], cache_
     _show_pinning(session, done, "unpinned")
 
 
-@command.command("ls", epilog=examples("modelfs cache ls", "modelfs cache ls https://models.example.org acme/llama"))
+@command.command("ls", short_help="show what is in the cache", epilog=examples(
+    "modelfs cache ls", "modelfs cache ls https://models.example.org acme/llama"))
 @click.argument("repo", required=False)
 @click.argument("model", required=False)
 @_directory_option
@@ -117,7 +123,8 @@ def list_(session: Session, repo: str | None, model: str | None, cache_dir: str 
                              right=("size", "cached"))
 
 
-@command.command(epilog=examples("modelfs cache clear", "modelfs cache clear https://models.example.org acme/llama"))
+@command.command(short_help="remove what is not pinned", epilog=examples(
+    "modelfs cache clear", "modelfs cache clear https://models.example.org acme/llama"))
 @click.argument("repo", required=False)
 @click.argument("model", required=False)
 @_directory_option
@@ -131,7 +138,7 @@ def clear(session: Session, repo: str | None, model: str | None, cache_dir: str 
         done = caching.clear(cache, None if repo is None else caching.url_of(config, repo),
                              None if model is None else ModelRef.parse(model))
     session.output.document({"directory": str(config.cache.directory), **asdict(done)})
-    session.output.line(f"{done.files} files removed, {show_size(done.freed_bytes)} freed; "
+    session.output.line(f"{counted(done.files, 'file')} removed, {show_size(done.freed_bytes)} freed; "
                         f"{done.kept_pinned} pinned, {done.kept_in_use} in use by the kernel")
 
 
@@ -159,10 +166,12 @@ def _show_models(session: Session, found: list[Listed]) -> None:
         (*name, len(files), show_size(sum(at["size"] for at in files)),
          show_size(sum(at["cached_bytes"] for at in files)), sum(at["pinned"] for at in files))
         for name, files in sorted(groups.items())], right=("files", "size", "cached", "pinned"))
+    if not found:
+        session.output.note("nothing of this is in the cache")
 
 
 def _show_pinning(session: Session, done: Pinning, what: str) -> None:
     session.output.document({"model": done.model, "versions": list(done.versions), what: list(done.paths),
                              "missing": list(done.missing), "bytes": done.bytes})
-    session.output.line(f"{done.model} {', '.join(done.versions) or '(nothing)'}: {len(done.paths)} files {what}, "
-                        f"{show_size(done.bytes)}")
+    session.output.line(f"{done.model} {', '.join(done.versions) or '(nothing)'}: "
+                        f"{counted(len(done.paths), 'file')} {what}, {show_size(done.bytes)}")

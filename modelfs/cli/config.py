@@ -18,7 +18,8 @@ def command() -> None:
     """Show the configuration, or have a mount read it again."""
 
 
-@command.command(epilog=examples("modelfs config show", "MODELFS_CACHE_SIZE=5% modelfs config show --json"))
+@command.command(short_help="show every setting and its source", epilog=examples(
+    "modelfs config show", "MODELFS_CACHE_SIZE=5% modelfs config show --json"))
 @command_options()
 def show(session: Session) -> None:
     """Show every setting, its value and where it comes from.
@@ -31,7 +32,8 @@ def show(session: Session) -> None:
                          [(key, _as_written(at["value"]), at["source"]) for key, at in settings.items()])
 
 
-@command.command(epilog=examples("modelfs config reload /mnt/models", "modelfs config reload /mnt/models --json"))
+@command.command(short_help="have a mount read its settings again", epilog=examples(
+    "modelfs config reload /mnt/models", "modelfs config reload /mnt/models --json"))
 @click.argument("mountpoint")
 @command_options()
 def reload(session: Session, mountpoint: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples
 from modelfs.units import parse_time, show_size, show_time
 
 
@@ -29,15 +29,11 @@ def command(session: Session, repo: str, grace: str, dry_run: bool) -> None:
     from modelfs.maintenance.gc import GcOptions, collect
 
     config = session.config()
-    repository = repository_at(config, repo)
+    repository = repository_at(config, repo, tell=session.output.note)
     report = collect(repository, GcOptions(grace_s, dry_run, lambda: deadline_of(config), config.fetch.connections,
                                            sweep_of(config, repo)))
     session.output.document(asdict(report))
-    waits = f"; {show_size(report.bytes_waiting)} in {_objects(report.objects_waiting)} wait for the grace of " \
-        f"{show_time(grace_s)}" if report.objects_waiting else ""
+    waits = f"; {show_size(report.bytes_waiting)} in {counted(report.objects_waiting, 'object')} wait for the " \
+        f"grace of {show_time(grace_s)}" if report.objects_waiting else ""
     session.output.line(f"{'would free' if dry_run else 'freed'} {show_size(report.bytes_freed)} in "
-                        f"{_objects(report.objects_deleted)}, {show_size(report.bytes_kept)} stay{waits}")
-
-
-def _objects(count: int) -> str:
-    return f"{count} object{'s' * (count != 1)}"
+                        f"{counted(report.objects_deleted, 'object')}, {show_size(report.bytes_kept)} stay{waits}")

@@ -28,7 +28,7 @@ def command(session: Session, repo: str, chunk_size: str) -> None:
 
     size_bytes = check_chunk_size(parse_size(chunk_size))
     config = session.config()
-    store = repositories.store_at(config, repo)
+    store = repositories.store_at(config, repo, tell=session.output.note)
     info = initialise(store, size_bytes, time.time(), repositories.deadline_of(config))
     session.output.document({"repository": store.url, "id": info.id, "chunk_size": info.chunk_size})
     session.output.line(f"made an empty repository at {store.url}, chunk size {show_size(info.chunk_size)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelfs.cli.output import Output, Session, command_options, examples
+from modelfs.cli.output import Output, Session, command_options, counted, examples, to_the_second
 from modelfs.ids import ModelRef
 from modelfs.units import show_size
 
@@ -30,7 +30,8 @@ def command(session: Session, repo: str, model: str, path: str | None) -> None:
     from modelfs.maintenance.inspect import inspect
 
     config = session.config()
-    found = inspect(repositories.repository_at(config, repo), ref, path, deadline_s=config.fetch.deadline_s,
+    repository = repositories.repository_at(config, repo, tell=session.output.note)
+    found = inspect(repository, ref, path, deadline_s=config.fetch.deadline_s,
                     jobs=config.fetch.connections)
     session.output.document(_document(found))
     _show(session.output, found, tensors=path is not None)
@@ -54,12 +55,12 @@ def _file(file: FileStored) -> dict[str, object]:
 
 def _show(output: Output, found: Inspection, *, tensors: bool) -> None:
     version = found.version
-    output.line(f"{found.ref.model} {version.name}, created {version.created}, commit {found.commit}")
+    output.line(f"{found.ref.model} {version.name}, created {to_the_second(version.created)}, commit {found.commit}")
     if version.message:
         output.line(version.message)
     for key, value in version.metadata.items():
         output.line(f"  {key} = {value}")
-    output.line(f"{show_size(found.decoded_bytes)} in {found.chunks} chunks, stored in "
+    output.line(f"{show_size(found.decoded_bytes)} in {counted(found.chunks, 'chunk')}, stored in "
                 f"{show_size(found.stored_bytes)} ({_ratio(found.stored_bytes, found.decoded_bytes)})")
     output.table(("path", "format", "size", "stored", "ratio", "chunks", "tensors"),
                  [(file.entry.path, file.entry.format or "-", show_size(file.entry.size),

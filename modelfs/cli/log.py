@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, examples, to_the_second
 from modelfs.errors import BadInput
 from modelfs.ids import ModelRef
 from modelfs.units import Deadline, show_size
@@ -25,7 +25,7 @@ def command(session: Session, repo: str, model: str) -> None:
     from modelfs.app import repositories
 
     config = session.config()
-    repository = repositories.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo, tell=session.output.note)
     catalog = repository.catalog(Deadline(config.fetch.deadline_s)).catalog
     history = repository.history(catalog, ref.model, Deadline(config.fetch.deadline_s))
     rows = repository.versions(history, Deadline(config.fetch.deadline_s))
@@ -38,7 +38,7 @@ def command(session: Session, repo: str, model: str) -> None:
          "metadata": dict(row.metadata), "decoded_bytes": row.decoded_bytes, "stored_bytes": row.stored_bytes}
         for row in rows]})
     session.output.table(("version", "tags", "created", "parent", "size", "stored", "message"),
-                         [(row.name, ", ".join(tags.get(row.number, [])) or "-", row.created,
+                         [(row.name, ", ".join(tags.get(row.number, [])) or "-", to_the_second(row.created),
                            f"v{row.parent}" if row.parent else "-", show_size(row.decoded_bytes),
                            show_size(row.stored_bytes), row.message or "") for row in rows],
                          right=("size", "stored"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples, to_the_second
 from modelfs.ids import ModelName, ModelRef
 from modelfs.units import Deadline, rfc3339_ns, show_size
 
@@ -29,7 +29,7 @@ def command(session: Session, repo: str, model: str | None) -> None:
     from modelfs.app import repositories
 
     config = session.config()
-    repository = repositories.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo, tell=session.output.note)
     if ref is None:
         _models(session, config, repository)
     else:
@@ -56,9 +56,11 @@ def _models(session: Session, config: Config, repository: Repository) -> None:
         rows = list(pool.map(row, sorted(catalog.models)))
     session.output.document({"models": rows})
     session.output.table(("model", "versions", "latest", "tags", "created", "size", "stored"),
-                         [(at["model"], at["versions"], at["latest"] or "-", _tags(at["tags"]), at["created"],
-                           _size(at["decoded_bytes"]), _size(at["stored_bytes"])) for at in rows],
-                         right=("versions", "size", "stored"))
+                         [(at["model"], at["versions"], at["latest"] or "-", _tags(at["tags"]),
+                           to_the_second(str(at["created"])), _size(at["decoded_bytes"]), _size(at["stored_bytes"]))
+                          for at in rows], right=("versions", "size", "stored"))
+    if not rows:
+        session.output.note("no models yet: `modelfs push` brings one")
 
 
 def _files(session: Session, config: Config, repository: Repository, ref: ModelRef) -> None:
@@ -67,8 +69,9 @@ def _files(session: Session, config: Config, repository: Repository, ref: ModelR
     files = [{"path": file.path, "size": file.size, "mtime": rfc3339_ns(file.mtime_ns)}
              for file in repository.manifest(version.manifest, Deadline(config.fetch.deadline_s)).files()]
     session.output.document({"model": str(ref.model), "version": version.name, "files": files})
-    session.output.table(("size", "modified", "path"), [(at["size"], at["mtime"], at["path"]) for at in files],
-                         right=("size",))
+    session.output.line(f"{ref.model} {version.name}, {counted(len(files), 'file')}")
+    session.output.table(("size", "modified", "path"), [(_size(at["size"]), to_the_second(str(at["mtime"])), at["path"])
+                                                        for at in files], right=("size",))
 
 
 def _tags(tags: object) -> str:

@@ -6,6 +6,7 @@ only with --debug. A command's module is imported only when it is called: `model
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -20,7 +21,7 @@ import click
 
 from modelfs import __version__
 from modelfs.cli.output import DEBUG, printable
-from modelfs.errors import ModelfsError
+from modelfs.errors import ModelfsError, NoSpace
 
 INTERNAL, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # 141: what a shell says of SIGPIPE
 
@@ -55,10 +56,14 @@ COMMANDS: Mapping[str, Entry] = {
                    "modelfs mount https://models.example.org /mnt/models --daemon"),
     "umount": Entry("umount", "Mounts", "end a mount", "modelfs umount /mnt/models"),
     "status": Entry("status", "Mounts", "show mounts, their cache and counters", "modelfs status /mnt/models --json"),
+    "upgrade": Entry("upgrade", "Mounts", "let a mount go on under the modelfs installed now",
+                     "modelfs upgrade /mnt/models"),
     "cache": Entry("cache", "Mounts", "fetch models into the disk cache, pin, list and clear them",
                    "modelfs cache warm https://models.example.org acme/llama --pin"),
     "config": Entry("config", "This modelfs", "show the settings, or have a mount read them again",
                     "modelfs config show"),
+    "bench": Entry("bench", "This modelfs", "measure a store, the cache's disk and a mount, and say what limits reads",
+                   "modelfs bench https://models.example.org acme/llama"),
     "version": Entry("version", "This modelfs", "show the version", "modelfs version"),
 }
 
@@ -99,7 +104,9 @@ def overview() -> str:
             if entry.group == group:
                 lines += [f"  {name:<9}{entry.help}", f"             {entry.example}"]
         lines.append("")
-    lines.append("modelfs COMMAND --help tells all of a command.")
+    lines += ["REPO is a directory, a file://, http:// or https:// URL, or the name of a remote of the config.",
+              "MODEL is org/name (its tag latest), org/name:tag or org/name:vN (a version).", "",
+              "modelfs COMMAND --help tells all of a command."]
     return "\n".join(lines) + "\n"
 
 
@@ -134,6 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _reader_gone():
             _drop_output(*_streams())
             return PIPE_CLOSED
+        return _fail(error, _internal_line(error), INTERNAL, meta)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # no fault of ours, whichever disk; --help prints, too
+            full = NoSpace("cannot write", where=str(error.filename or ""), why=error.strerror or "")
+            return _fail(error, str(full), full.exit_code, meta)
         return _fail(error, _internal_line(error), INTERNAL, meta)
     except Exception as error:
         return _fail(error, _internal_line(error), INTERNAL, meta)

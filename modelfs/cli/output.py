@@ -56,7 +56,10 @@ class Output:
             _print(json.dumps(document, indent=2 if _terminal(sys.stdout) else None))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-        """Aligned columns on standard output, nothing with --json. right: the headers of columns of numbers."""
+        """Aligned columns on standard output, nothing with --json.
+
+        headers: all empty for a table without any. right: the headers of columns of numbers.
+        """
         if self.json:
             return
         cells = [[printable(str(cell)) for cell in row] for row in rows]
@@ -64,7 +67,9 @@ class Output:
         lines = ["  ".join(_pad(cell, width, header in right)
                            for cell, width, header in zip(row, widths, headers, strict=True)).rstrip()
                  for row in [list(headers), *cells]]
-        if _colour(sys.stdout):
+        if not any(headers):
+            del lines[0]
+        elif _colour(sys.stdout):
             lines[0] = click.style(lines[0], bold=True)
         _print("\n".join(lines))
 
@@ -154,6 +159,34 @@ def command_options(*, prints_json: bool = True) -> Callable[
 def examples(*lines: str) -> str:
     """The end of a command's help, kept as it is written: `epilog=examples("modelfs ls /srv/models")`."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class Whole(click.ParamType[int]):
+    """A whole number from least to most, as an option's type. click.IntRange says so in the words of a programmer."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = None
+        if number is None or not self.least <= number <= self.most:
+            self.fail(f"{value!r} is no whole number from {self.least} to {self.most}.", param, ctx)
+        return number
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def to_the_second(time: str) -> str:
+    """An RFC 3339 time in UTC without its fraction, as tables show it."""
+    return time[:19] + "Z"
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples
 from modelfs.errors import NotFound
 from modelfs.ids import ModelRef
 from modelfs.units import show_size
@@ -32,7 +32,7 @@ def command(session: Session, repo: str, model: str, dest: str, include: tuple[s
     from modelfs.transfer.pull import chosen, pull
 
     config, ref = session.config(), ModelRef.parse(model)
-    with transfer(config, repo) as parts:
+    with transfer(config, repo, session.output.note) as parts:
         found = parts.repository.resolve(parts.repository.catalog(deadline_of(config)).catalog, ref,
                                          deadline_of(config))
         version = parts.versions.load(found.version.manifest)
@@ -43,6 +43,6 @@ def command(session: Session, repo: str, model: str, dest: str, include: tuple[s
         with session.output.progress(sum(file.size for file in files), f"pull {ref}") as bar:
             report = pull(version, numbers, Path(dest), parts.fetcher, parts.metrics, bar.advance)
     session.output.document({"model": str(ref.model), "version": found.version.name, **asdict(report)})
-    session.output.line(f"{ref.model} {found.version.name}: {report.files} files, {show_size(report.bytes)} in {dest}; "
-                        f"{show_size(report.downloaded_bytes)} downloaded, "
+    session.output.line(f"{ref.model} {found.version.name}: {counted(report.files, 'file')}, "
+                        f"{show_size(report.bytes)} in {dest}; {show_size(report.downloaded_bytes)} downloaded, "
                         f"{show_size(report.resumed_bytes)} there before")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli.output import Progress, Session, command_options, examples
+from modelfs.cli.output import Progress, Session, Whole, command_options, counted, examples
 from modelfs.errors import BadInput
 from modelfs.ids import ModelRef
 from modelfs.transfer.push import PushOptions, PushProgress, PushReport, push
@@ -24,7 +24,7 @@ from modelfs.units import show_size
 @click.argument("model")
 @click.option("--message", metavar="M", help="What this version is; `modelfs log` shows it.")
 @click.option("--meta", metavar="KEY=VALUE", multiple=True, help="Kept with the version; may be given again.")
-@click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Encode on N cores (default: all).")
+@click.option("--jobs", type=Whole(1, 1024), metavar="N", help="Encode on N cores (default: all).")
 @click.option("--follow-links", is_flag=True, help="Push what links out of SRC lead to, too.")
 @click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
 @command_options()
@@ -45,9 +45,11 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
                           jobs or 0, follow_links, dry_run)
     with session.output.progress(None, f"push {ref.model}") as bar:
-        report = push(Path(src), repository_at(config, repo), ref, options, _Bar(bar))
+        report = push(Path(src), repository_at(config, repo, tell=session.output.note), ref, options, _Bar(bar))
     session.output.document(asdict(report))
     session.output.line(_summary(report, dry_run))
+    if not report.new_version and (message or meta):
+        session.output.note("--message and --meta are kept with new versions only: not with this one")
 
 
 class _Bar(PushProgress):
@@ -77,7 +79,11 @@ def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
 def _summary(report: PushReport, dry_run: bool) -> str:
     if not report.changed:
         return f"{report.model}:{report.tag} is {report.version} already: nothing changed"
-    size = f"{report.files} files, {show_size(report.decoded_bytes)}, stored {show_size(report.stored_bytes)}"
-    return (f"{report.model} {report.version} ({report.tag}): {size}; {report.new_chunks} new chunks, "
+    if not report.new_version:
+        return (f"{report.model}: moved {report.tag} to {report.version}, which has the same content"
+                + (", dry run: nothing written" if dry_run else ""))
+    size = f"{counted(report.files, 'file')}, {show_size(report.decoded_bytes)}, " \
+        f"stored {show_size(report.stored_bytes)}"
+    return (f"{report.model} {report.version} ({report.tag}): {size}; {counted(report.new_chunks, 'new chunk')}, "
             f"{report.reused_chunks} there before" + (", dry run: nothing written" if dry_run else
                                                       f", {show_size(report.uploaded_bytes)} uploaded"))

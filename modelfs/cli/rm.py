@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples
 from modelfs.errors import BadInput
 from modelfs.ids import ModelRef
 
@@ -29,27 +29,31 @@ def command(session: Session, repo: str, model: str, yes: bool) -> None:
     """Remove from REPO what MODEL means: the tag of org/name:tag, the version of org/name:vN, or all of org/name.
 
     A version that a tag names is not removed. Version numbers are not given again. `modelfs gc` frees the space.
+    Before a whole model goes you are asked; "no" removes nothing, and is exit 0.
     """
     ref = ModelRef.parse(model)
     from modelfs.app.repositories import deadline_of, repository_at
     from modelfs.maintenance.removal import remove
 
     config = session.config()
-    repository = repository_at(config, repo)
+    repository = repository_at(config, repo, tell=session.output.note)
     if not (ref.tag or ref.version or yes):
         rows = repository.history(repository.catalog(deadline_of(config)).catalog, ref.model, deadline_of(config))
-        _ask(ref, len(repository.versions(rows, deadline_of(config))))
+        if not _asked(ref, len(repository.versions(rows, deadline_of(config)))):
+            session.output.document({"model": str(ref.model), "tag": None, "versions": [], "model_removed": False})
+            session.output.line("nothing removed")
+            return
     removal = remove(repository, ref, lambda: deadline_of(config))
     session.output.document(asdict(removal))
     session.output.line(_summary(removal))
 
 
-def _ask(ref: ModelRef, versions: int) -> None:
-    """Raises BadInput where nobody can be asked, Abort unless the answer is yes."""
+def _asked(ref: ModelRef, versions: int) -> bool:
+    """Whether the answer is yes. Raises BadInput where nobody can be asked, Abort where no answer comes."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
         raise BadInput(f"not removing all of {ref.model}", why="there is no terminal to ask for a yes on",
                        advice="Say --yes, or name a version or tag to remove only that.")
-    click.confirm(f"Remove {ref.model} with {_count(versions)} and all its tags?", abort=True, err=True)
+    return click.confirm(f"Remove {ref.model} with {counted(versions, 'version')} and all its tags?", err=True)
 
 
 def _summary(removal: Removal) -> str:
@@ -57,8 +61,4 @@ def _summary(removal: Removal) -> str:
         return f"removed the tag {removal.model}:{removal.tag}"
     if len(removal.versions) == 1 and not removal.model_removed:
         return f"removed {removal.model}:{removal.versions[0]}; `modelfs gc` frees its space"
-    return f"removed {removal.model}, {_count(len(removal.versions))}; `modelfs gc` frees their space"
-
-
-def _count(versions: int) -> str:
-    return f"{versions} version{'s' * (versions != 1)}"
+    return f"removed {removal.model}, {counted(len(removal.versions), 'version')}; `modelfs gc` frees their space"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, Whole, command_options, examples
 from modelfs.errors import BadInput, NotFound
 
 
@@ -18,7 +18,7 @@ from modelfs.errors import BadInput, NotFound
                                "modelfs serve /srv/models --host 0.0.0.0 --anonymous-read"))
 @click.argument("repo")
 @click.option("--host", default="127.0.0.1", metavar="H", help="Address to listen on (127.0.0.1).")
-@click.option("--port", default=8750, type=click.IntRange(0, 65535), metavar="N", help="Port (8750; 0: a free one).")
+@click.option("--port", default=8750, type=Whole(0, 65535), metavar="N", help="Port (8750; 0: a free one).")
 @click.option("--token-file", metavar="F", help="Answer only who shows a token of F: a line is TOKEN (reads and "
                                                 "writes) or TOKEN read. F has mode 0600, and is read again when it "
                                                 "changes.")

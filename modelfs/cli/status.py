@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
-from modelfs.errors import NotFound, Unavailable
+from modelfs.cli.output import Session, command_options, counted, examples
+from modelfs.errors import ModelfsError, NotFound
 from modelfs.units import show_size
 
 
@@ -28,6 +28,8 @@ def command(session: Session, mountpoint: str | None) -> None:
                              [(at["mountpoint"], at["repository"], at["engine"], at["pid"],
                                show_size(at["cache"]["bytes"]), _state(at)) for at in mounts],
                              right=("pid", "cached"))
+        if not mounts:
+            session.output.note("nothing is mounted: `modelfs mount REPO MOUNTPOINT` does it")
     else:
         found = _one(session, Path(mountpoint))
         session.output.document(found)
@@ -50,7 +52,7 @@ def _one(session: Session, mountpoint: Path) -> dict[str, Any]:
 
 
 def _all(session: Session) -> list[dict[str, Any]]:
-    """Of every daemon that answers; the sockets of dead ones are removed."""
+    """Of every daemon that answers; one that cannot is a warning, and the sockets of dead ones are removed."""
     from modelfs.daemon import control
 
     mounts = []
@@ -60,8 +62,8 @@ def _all(session: Session) -> list[dict[str, Any]]:
         except control.NoDaemon:
             with suppress(OSError):
                 socket.unlink()
-        except Unavailable as error:
-            session.output.warning(str(error))
+        except ModelfsError as error:
+            session.output.warning(f"a mount does not say how it is, {socket}: {error}")
     return sorted(mounts, key=lambda at: str(at["mountpoint"]))
 
 
@@ -73,10 +75,12 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     cache = found["cache"]
     rows = [(key, found[key]) for key in ("mountpoint", "repository", "engine", "pid", "version")]
     rows += [("up for", f"{found['uptime_s']:.0f} s"), ("cache", cache["directory"]),
-             ("cached", f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}, in {cache['files']} files"),
+             ("cached", f"{show_size(cache['bytes'])} of {show_size(cache['limit_bytes'])}, "
+         f"in {counted(cache['files'], 'file')}"),
              ("pinned", show_size(cache["pinned_bytes"])), ("free on disk", show_size(cache["free_bytes"]))]
     for store in found["stores"]:
         latency = "" if store["latency_ms"] is None else f", {store['latency_ms']:.1f} ms"
-        rows.append(("store", f"{store['url']}: {store['state']}{latency}, {store['errors']} errors"))
+        rows.append(("store", f"{store['url']}: {store['state']}{latency}, {counted(store['errors'], 'error')}"))
     session.output.table(("", ""), rows)
+    session.output.line("")
     session.output.table(("counter", "value"), sorted(found["counters"].items()), right=("value",))

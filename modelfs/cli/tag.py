@@ -30,7 +30,7 @@ def command(session: Session, repo: str, model: str, tag: str) -> None:
     from modelfs.maintenance.tagging import move_tag
 
     config = session.config()
-    moved = move_tag(repository_at(config, repo), ref, tag, lambda: deadline_of(config))
+    moved = move_tag(repository_at(config, repo, tell=session.output.note), ref, tag, lambda: deadline_of(config))
     session.output.document(asdict(moved))
     session.output.line(f"{moved.model}:{moved.tag} is {moved.version}" + ("" if moved.changed else
                                                                           " already: nothing changed"))

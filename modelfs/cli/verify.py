@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelfs.cli.output import Session, command_options, examples
+from modelfs.cli.output import Session, command_options, counted, examples
 from modelfs.errors import BadInput, IntegrityError
 from modelfs.units import show_size
 
@@ -57,7 +57,7 @@ def _verify(session: Session, config: Config, repo: str, read_data: bool, part: 
     from modelfs.maintenance.repair import repair as mend
     from modelfs.maintenance.verify import verify
 
-    repository = repositories.repository_at(config, repo)
+    repository = repositories.repository_at(config, repo, tell=session.output.note)
     deadline_s, jobs = config.fetch.deadline_s, config.fetch.connections
     repaired = mend(repository, now=time.time(), deadline_s=deadline_s, jobs=jobs) if repair else ()
     with session.output.progress(None, f"checking {repo}") as progress:
@@ -80,10 +80,10 @@ def _document(report: Report) -> dict[str, object]:
 
 def _show(session: Session, report: Report) -> None:
     output = session.output
-    checked = f", {report.chunks_checked} chunks ({show_size(report.bytes_checked)}) read and checked" \
+    checked = f", {counted(report.chunks_checked, 'chunk')} ({show_size(report.bytes_checked)}) read and checked" \
         if report.chunks_checked else ""
-    state = "ok" if report.ok else f"{len(report.faults)} fault{'s' * (len(report.faults) != 1)}"
-    versions = f"{report.versions} version{'s' * (report.versions != 1)}"
+    state = "ok" if report.ok else counted(len(report.faults), "fault")
+    versions = counted(report.versions, "version")
     output.line(f"{report.repository}: {state}; {versions}{checked}")
     for key in report.repaired:
         output.line(f"made anew: {key}")

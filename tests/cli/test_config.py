@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelfs import paths
-from modelfs.daemon.control import ControlServer
+from modelfs.daemon.control import ControlServer, Listening
 from modelfs.errors import BadInput
 from tests.conftest import Result
 
@@ -67,7 +67,8 @@ def test_reload_says_what_the_mount_applied_and_what_needs_a_remount(modelfs: Ru
                                                                      tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     answer = {"applied": ["cache.size"], "needs_remount": ["mount.engine"]}
-    server = ControlServer(paths.socket_path(tmp_path / "mnt", environ), {"reload": lambda request: answer})
+    listening = Listening.begin(paths.socket_path(tmp_path / "mnt", environ))
+    server = ControlServer(listening, {"reload": lambda request: answer})
     try:
         said = modelfs("config", "reload", "mnt")
         document = modelfs("config", "reload", "mnt", "--json")
@@ -83,7 +84,7 @@ def test_a_refusal_of_the_mount_is_the_commands_own(modelfs: Run, environ: dict[
     def refuse(request: object) -> dict[str, object]:
         raise BadInput("cache.size cannot be 'silly'", where="live.toml")
 
-    server = ControlServer(paths.socket_path(tmp_path / "mnt", environ), {"reload": refuse})
+    server = ControlServer(Listening.begin(paths.socket_path(tmp_path / "mnt", environ)), {"reload": refuse})
     try:
         assert modelfs("config", "reload", "mnt") == Result(2, "", "modelfs: cache.size cannot be 'silly', live.toml\n")
     finally:

@@ -179,7 +179,8 @@ def test_tables_are_plain_and_tell_what_the_documents_tell(modelfs: Run, repo: P
     tables = [modelfs(*arguments) for arguments in (
         ("ls", repo), ("ls", repo, "acme/base"), ("log", repo, "acme/base"), ("inspect", repo, "acme/base"),
         ("inspect", repo, "acme/base", "model.safetensors"))]
-    for table, words in zip(tables, (["acme/base", "latest=v2, prod=v1"], ["sub/array.npy", "480128"],
+    for table, words in zip(tables, (["acme/base", "latest=v2, prod=v1"],
+                                     ["acme/base v2, 4 files", "sub/array.npy", "468.9 KiB"],
                                      ["v2", "first\\nof all", "prod"], ["model.safetensors", "commit"],
                                      ["400×300", "F16", "big"]), strict=True):
         assert (table.code, table.err) == (0, "")

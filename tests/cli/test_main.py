@@ -96,6 +96,7 @@ def test_modelfs_alone_and_its_help_list_every_command_with_an_example(modelfs: 
     assert (result.code, result.err) == (0, "")
     for name, entry in COMMANDS.items():
         assert f"  {name} " in result.out and entry.help in result.out and entry.example in result.out
+    assert "REPO is a directory" in result.out and "MODEL is org/name" in result.out
     assert max(map(len, result.out.splitlines())) <= 100
 
 
@@ -137,6 +138,8 @@ def test_version_loads_none_of_the_heavy_modules(environ: dict[str, str]) -> Non
     (["version", "--config"], ["--config"]),
     (["config"], ["missing command"]),
     (["config", "shwo"], ["'shwo'", "Did you mean 'show'?"]),
+    (["serve", "x", "--port", "99999"], ["'--port'", "'99999' is no whole number from 0 to 65535."]),
+    (["push", "x", "y", "z", "--jobs", "many"], ["'--jobs'", "'many' is no whole number from 1 to 1024."]),
 ])
 def test_wrong_usage_is_one_line_and_exit_2(modelfs: Run, arguments: list[str], words: list[str]) -> None:
     result = modelfs(*arguments)
@@ -217,6 +220,19 @@ def test_output_to_a_full_disk_is_exit_8(probe: Callable[..., subprocess.Popen[s
         assert process.stderr.read().splitlines()[-1].startswith("modelfs: cannot print, standard output")
         process.stderr.close()
         assert process.wait(60) == 8
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["push", "--help"]], ids=" ".join)
+def test_help_to_a_full_disk_is_no_fault_of_ours(environ: dict[str, str], arguments: list[str],
+                                                 unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "modelfs", *arguments], stdout=full, stderr=subprocess.PIPE,
+                              text=True, timeout=60, check=False,
+                              env={**environ, "PYTHONPATH": str(Path(__file__).parents[2]),
+                                   "PYTHONUNBUFFERED": unbuffered})
+    assert (done.returncode, done.stderr) == (8, "modelfs: cannot write: No space left on device\n")
 
 
 def test_notes_go_to_standard_error_and_only_results_to_standard_output(

@@ -117,6 +117,29 @@ def test_anonymous_reading_without_tokens_only_reads(environ: dict[str, str], mo
     assert models(modelfs, repository) == []
 
 
+def test_who_serves_this_machine_alone_answers_by_its_own_names_alone(environ: dict[str, str],
+                                                                      repository: Path) -> None:
+    """A page of evil.example can have its name lead to 127.0.0.1, and would then read as a page of the server's own."""
+    with serving(environ, repository, "--host", "localhost") as (url, _, _):
+        def status(host: str) -> int:
+            return requests.get(f"{url}/modelfs.json", headers={"Host": host}, timeout=20).status_code
+        for host in ("127.0.0.1:8750", "[::1]:8750", "[::1]", "localhost", "LOCALHOST:1", "localhost.", "10.0.0.7"):
+            assert status(host) == 200, host
+        for host in ("evil.example", "evil.example:8750", "localhost.evil.example", "127.0.0.1.evil.example", "x"):
+            assert status(host) == 403, host
+        answer = requests.get(f"{url}/modelfs.json", headers={"Host": "evil.example"}, timeout=20)
+    assert "--token-file or --anonymous-read" in answer.text
+
+
+@pytest.mark.parametrize("flag", ["--anonymous-read", "--token-file"])
+def test_who_reads_with_a_token_or_like_everybody_uses_any_name(environ: dict[str, str], repository: Path, flag: str,
+                                                                files: dict[str, Path]) -> None:
+    more = [files["server"]] if flag == "--token-file" else []
+    with serving(environ, repository, flag, *more) as (url, _, _):
+        headers = {"Host": "models.example.org", "Authorization": f"Bearer {READER}"}
+        assert requests.get(f"{url}/modelfs.json", headers=headers, timeout=20).status_code == 200
+
+
 def test_a_token_file_that_changes_is_read_again_on_both_sides(
         environ: dict[str, str], modelfs: Run, repository: Path, files: dict[str, Path]) -> None:
     with serving(environ, repository, "--token-file", files["server"]) as (url, _, lines):

@@ -77,7 +77,8 @@ def test_rm_of_a_whole_model_without_a_terminal_needs_yes(modelfs: Run, repo: Pa
     assert versions(modelfs, repo) == ["v2", "v1"]
 
 
-@pytest.mark.parametrize(("answer", "code", "left"), [("n", 130, True), ("\x04", 130, True), ("y", 0, False)])
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 0, True), ("", 0, True), ("\x04", 130, True),
+                                                    ("y", 0, False)])
 def test_on_a_terminal_rm_asks_first(modelfs: Run, environ: dict[str, str], repo: Path, answer: str, code: int,
                                      left: bool) -> None:
     ours, theirs = pty.openpty()
@@ -91,6 +92,8 @@ def test_on_a_terminal_rm_asks_first(modelfs: Run, environ: dict[str, str], repo
     assert b"acme/base with 2 versions" in said
     os.write(ours, f"{answer}\n".encode())
     assert process.wait(30) == code
+    said = os.read(ours, 1000)
+    assert (b"nothing removed" in said) == (code == 0 and left)
     os.close(ours)
     assert (modelfs("log", repo, "acme/base").code == 0) == left
 
