@@ -93,8 +93,12 @@ class Daemon(Mounted):
         return pid
 
     def upgraded(self, was: int) -> int:
-        """Waits for another worker than this to answer."""
-        until(lambda: self.worker != was)
+        """Waits for another worker than this to answer; one that leaves may drop a question just then."""
+        def now() -> int:
+            done = self.run("status", self.place, "--json")
+            return was if done.returncode else int(json.loads(done.stdout)["pid"])
+
+        until(lambda: now() != was)
         return self.worker
 
 

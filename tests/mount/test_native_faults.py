@@ -72,13 +72,15 @@ def _whole(path: Path) -> bytes | None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("how", ["read", "map"])
+@pytest.mark.parametrize("how", ["read", "map", "direct"])
 def test_a_signal_ends_a_reader_that_waits_for_a_store(mount: Mounter, repository: Path, source: Path, how: str,
                                                        number: signal.Signals) -> None:
     with FaultProxy(repository) as server:
         mounted = mount(server.url, "--model", "acme/base", "--deadline", "10m")
-        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n" + (MAP if how == "map" else MAP.replace(
-            "mapped[at:at + 100]", "os.pread(file, 100, at)"))
+        instead = {"map": "mapped[at:at + 100]", "read": "os.pread(file, 100, at)",
+                   "direct": "os.preadv(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), [mmap.mmap(-1, 4096)], at)"}
+        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        code += MAP.replace(instead["map"], instead[how])
         with script(code, mounted / "big.bin", source / "big.bin") as program:
             rule = server.add("hang", "packs/")
             assert program.stdin

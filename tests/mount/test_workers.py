@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
-from mount.mounting import LINUX_6_9, Daemon, Mounter, end_process, gone, reader, until
+from mount.mounting import LINUX_6_9, Mounter, end_process, gone, reader, until
 from mount.readers import storm
 
 from modelfs import paths
