@@ -33,6 +33,8 @@ _WINDOW = 128 * MiB
 """Decoded bytes under way. They hold no memory while they wait for a connection."""
 _BATCH = 48 * MiB
 """Decoded bytes of one range, at most: 8 MiB of bf16 as stored, two thirds of a pack at once to a connection."""
+_LONGEST_WAIT = 32 * MiB
+"""Read in sequence before the rest is fetched, or a quarter of the file: one tensor of a large file is no reason to."""
 _MARGIN = 16 * MiB  # the cache stays short of its limit by that much, for what readers fetch meanwhile
 _INDEX_NAMES = (b".safetensors.index.json", b"pytorch_model.bin.index.json")
 _LARGEST_INDEX = 64 * MiB
@@ -65,9 +67,9 @@ class Hydration:
         if self.mode in ("file", "model"):
             self._add(_Begin(file, 0))
 
-    def streams(self, file: ModelFile, offset: int) -> None:
-        """It is read in sequence, up to offset (below its size) as of now. Never blocks."""
-        if self.mode != "off":
+    def streams(self, file: ModelFile, offset: int, run: int) -> None:
+        """It is read in sequence, up to offset (below its size) as of now, and has been for run bytes. Never blocks."""
+        if self.mode != "off" and run >= min(_LONGEST_WAIT, file.size // 4):
             self._add(_Begin(file, file.chunks_of(offset, 1)[0]))
 
     def close(self) -> None:

@@ -15,7 +15,9 @@ from modelfs.units import KiB, MiB
 _SEQUENTIAL_RUN = MiB + 256 * KiB
 """A stream is sequential once it ran further than the largest read-ahead of one page fault (read_ahead_kb
 1024) and most of that run was read: so random faults in a map fetch nothing ahead, however near they fall."""
-_FIRST_WINDOW = 8 * MiB  # a tensor of 8 MiB through reads of 1 MiB is two round trips
+_FIRST_WINDOW = 8 * MiB
+"""A tensor of 8 MiB through reads of 1 MiB is two round trips. Later the window is as long as the stream has run, so
+that at most about as much is fetched in vain as was read."""
 _TOLERANCE = 2 * MiB
 _STREAMS = 8
 
@@ -25,8 +27,16 @@ class _Stream:
     start: int
     position: int
     read: int
-    window: int = _FIRST_WINDOW
     ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Fetch these bytes, which may be none. run: how many the stream has covered."""
+
+    offset: int
+    length: int
+    run: int
 
 
 class Readahead:
@@ -37,10 +47,10 @@ class Readahead:
         self._lock = threading.Lock()
         self._streams: OrderedDict[object, list[_Stream]] = OrderedDict()  # guarded by _lock
 
-    def note(self, key: object, offset: int, size: int, file_size: int) -> tuple[int, int] | None:
-        """Take note of a read; (offset, length) to fetch ahead now, or None."""
+    def note(self, key: object, offset: int, size: int, file_size: int) -> Ahead | None:
+        """Take note of a read; what a stream that it belongs to needs now, or None. largest_window 0: no bytes."""
         end = offset + size
-        if file_size <= _SEQUENTIAL_RUN or not self.largest_window:
+        if file_size <= _SEQUENTIAL_RUN:
             return None
         with self._lock:
             streams = self._streams.setdefault(key, [])
@@ -57,12 +67,9 @@ class Readahead:
             run = stream.position - stream.start
             if run < _SEQUENTIAL_RUN or 2 * stream.read < run:
                 return None
+            window = min(max(run, _FIRST_WINDOW), self.largest_window)
             begin = max(stream.ahead, stream.position)
-            if begin - stream.position > stream.window // 2:
+            if begin - stream.position > window // 2 or begin >= file_size:
                 return None
-            stop = min(stream.position + stream.window, file_size)
-            stream.window = min(stream.window * 2, max(self.largest_window, _FIRST_WINDOW))
-            if stop <= begin:
-                return None
-            stream.ahead = stop
-            return begin, stop - begin
+            stream.ahead = max(begin, min(stream.position + window, file_size))
+            return Ahead(begin, stream.ahead - begin, run)

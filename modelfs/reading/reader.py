@@ -240,12 +240,15 @@ class Reader:
             file.settled = True
             return
         ahead = self._readahead.note(file.cache, offset, size, file.entry.size)
-        if ahead:
-            wants = [Want(file, chunk) for chunk in file.chunks_of(*ahead) if not file.cache.checked(chunk)]
+        if ahead is None:
+            return
+        if ahead.length:
+            wants = [Want(file, chunk) for chunk in file.chunks_of(ahead.offset, ahead.length)
+                     if not file.cache.checked(chunk)]
             if wants:
                 self._fetcher.ensure(wants, None, Priority.AHEAD)
-            if self._hydration is not None:
-                self._hydration.streams(file, ahead[0])
+        if self._hydration is not None:
+            self._hydration.streams(file, ahead.offset, ahead.run)
 
 
 class _Blocking:

@@ -29,7 +29,7 @@ from modelfs.cache.cache import Cache
 from modelfs.errors import Forbidden, IntegrityError, ModelfsError, Unavailable
 from modelfs.ids import ModelRef
 from modelfs.metrics import Metrics
-from modelfs.reading import fetcher
+from modelfs.reading import failures
 from modelfs.transfer.pull import pull
 from modelfs.units import DiskShare, MiB
 
@@ -117,7 +117,7 @@ def test_a_fault_that_passes_is_not_seen_by_a_pull(proxy: FaultProxy, tmp_path: 
 def test_a_fault_that_lasts_is_an_error_in_time_and_is_over_when_it_is(proxy: FaultProxy, cache: Cache, fault: Fault,
                                                                       error: type[ModelfsError],
                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetcher, "_REMEMBER_FAILURE_S", 0.2)  # test_fetcher.py has the memory itself
+    monkeypatch.setattr(failures, "REMEMBER_FAILURE_S", 0.2)  # test_fetcher.py has the memory itself
     with reading(proxy.url, cache, deadline_s=1, connections=2) as r:
         file, small = r.file("w.bin"), r.file("config.json")
         assert r.read(small) == FILES["config.json"]

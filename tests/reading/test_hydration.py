@@ -67,15 +67,24 @@ def test_the_rest_of_a_file_follows_its_first_stream(root: Path, tmp_path: Path)
     with hydrating(root, tmp_path, "sequential") as r:
         file = r.file("weights.bin")
         r.reader.opened(file)
-        stream(r, file, 2 * MiB)
+        stream(r, file, 8 * MiB)
         eventually(lambda: whole(file))
         assert r.read(file) == WEIGHTS
+
+
+def test_a_little_of_a_file_read_in_sequence_does_not_bring_the_rest(root: Path, tmp_path: Path) -> None:
+    with hydrating(root, tmp_path, "sequential") as r:
+        file, streamed = r.file("weights.bin"), r.file("streamed.bin", "lab/streamed")
+        stream(r, file, 2 * MiB)  # less than a quarter
+        stream(r, streamed, 8 * MiB)
+        eventually(lambda: whole(streamed))  # files come one after the other: the first would be there by now
+        assert file.cached_bytes() < 11 * MiB
 
 
 def test_what_lies_before_a_stream_comes_after_the_rest(root: Path, tmp_path: Path) -> None:
     with hydrating(root, tmp_path, "sequential") as r:
         file = r.file("weights.bin")
-        for offset in range(6 * MiB, 8 * MiB, 2 * CHUNK):
+        for offset in range(2 * MiB, 9 * MiB, 2 * CHUNK):
             r.read(file, offset, 2 * CHUNK)
         eventually(lambda: whole(file))
 
@@ -103,7 +112,7 @@ def test_a_file_that_is_only_opened_waits_for_a_stream(root: Path, tmp_path: Pat
     with hydrating(root, tmp_path, "sequential") as r:
         file, streamed = r.file("weights.bin"), r.file("streamed.bin", "lab/streamed")
         r.reader.opened(file)
-        stream(r, streamed, 2 * MiB)
+        stream(r, streamed, 8 * MiB)
         eventually(lambda: whole(streamed))  # files come one after the other: the first would be there by now
         assert file.cached_bytes() == 0
 

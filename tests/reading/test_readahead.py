@@ -10,13 +10,13 @@ from transfer.pushed import CHUNK, eventually, make_repository, noise, push_file
 
 from modelfs.cache.cache import Cache
 from modelfs.metrics import Metrics
-from modelfs.reading.readahead import Readahead
+from modelfs.reading.readahead import Ahead, Readahead
 from modelfs.units import DiskShare, GiB, KiB, MiB
 
 STEP = 128 * KiB
 
 
-def asked(ahead: Readahead, reads: list[int], size: int = STEP, file_size: int = GiB) -> list[tuple[int, int]]:
+def asked(ahead: Readahead, reads: list[int], size: int = STEP, file_size: int = GiB) -> list[Ahead]:
     return [found for offset in reads if (found := ahead.note("file", offset, size, file_size)) is not None]
 
 
@@ -25,16 +25,16 @@ def test_a_stream_is_fetched_ahead_of_itself_without_gaps_and_never_beyond_its_w
     for position in range(0, 512 * MiB, STEP):
         found = ahead.note("file", position, STEP, GiB)
         if found:
-            assert found[0] == end or end is None
-            assert found[0] >= position + STEP
-            end = found[0] + found[1]
-            assert end <= position + STEP + 64 * MiB
+            assert found.offset == end or end is None
+            assert found.offset >= position + STEP and found.run == position + STEP
+            end = found.offset + found.length
+            assert end <= position + STEP + min(64 * MiB, max(8 * MiB, found.run))
     assert end is not None and end > position
 
 
 def test_a_stream_ends_where_its_file_does() -> None:
     found = asked(Readahead(64 * MiB), list(range(0, 10 * MiB, STEP)), file_size=10 * MiB)
-    assert max(offset + length for offset, length in found) == 10 * MiB
+    assert max(ahead.offset + ahead.length for ahead in found) == 10 * MiB
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -52,11 +52,12 @@ def test_reads_of_a_stream_may_come_in_any_near_order() -> None:
 def test_streams_that_alternate_are_told_apart() -> None:
     first, second = range(0, 32 * MiB, STEP), range(500 * MiB, 532 * MiB, STEP)
     found = asked(Readahead(64 * MiB), [offset for pair in zip(first, second, strict=True) for offset in pair])
-    assert any(offset < 100 * MiB for offset, _ in found) and any(offset > 500 * MiB for offset, _ in found)
+    assert any(ahead.offset < 100 * MiB for ahead in found) and any(ahead.offset > 500 * MiB for ahead in found)
 
 
-def test_a_window_of_nothing_turns_it_off() -> None:
-    assert asked(Readahead(0), list(range(0, 64 * MiB, STEP))) == []
+def test_a_window_of_nothing_fetches_nothing_and_still_tells_streams() -> None:
+    found = asked(Readahead(0), list(range(0, 64 * MiB, STEP)))
+    assert found and {ahead.length for ahead in found} == {0} and found[-1].run == 64 * MiB
 
 
 def test_what_is_fetched_ahead_is_used_and_counted(tmp_path: Path) -> None:

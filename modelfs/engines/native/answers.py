@@ -14,6 +14,9 @@ from modelfs.view.tree import Directory, File, Node, VersionRoot
 from modelfs.view.view import BLOCK_BYTES, NAME_MAX, Attr, StatFs
 
 FIXED_S, MOVABLE_S = 3600, 1
+_PREFERRED_BYTES = 64 << 10
+"""st_blksize. Python's open() reads that much at first: with 1 MiB a look at a header fetched the tensors behind it,
+and two such reads looked like a sequential stream."""
 _TYPE_SHIFT = 12  # of st_mode, to a directory entry's type
 
 
@@ -47,7 +50,7 @@ class Packer:
         seconds, nanoseconds = divmod(attr.mtime_ns, 10**9)
         seconds &= (1 << 64) - 1  # before 1970 it is negative
         return protocol.ATTR.pack(attr.ino, attr.size, attr.blocks, seconds, seconds, seconds, nanoseconds, nanoseconds,
-                                  nanoseconds, attr.mode, 1, self._uid, self._gid, 0, protocol.LARGEST_READ, 0)
+                                  nanoseconds, attr.mode, 1, self._uid, self._gid, 0, _PREFERRED_BYTES, 0)
 
     def attr_out(self, attr: Attr, valid_s: int) -> bytes:
         return protocol.ATTR_OUT.pack(valid_s, 0, 0) + self.attr(attr)
