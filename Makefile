@@ -21,8 +21,8 @@ demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a tempo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 .PHONY: test
-test: $(STAMP) system-fuse system-nginx  ## all tests; make test ARGS="-k mount -x" for some
-	@$(BIN)/pytest -q tests $(ARGS)
+test: $(STAMP) system-fuse system-nginx  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
+	@$(BIN)/pytest -q -n 4 --dist worksteal tests $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(STAMP)  ## the tests that need neither mounts nor servers

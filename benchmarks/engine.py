@@ -66,7 +66,7 @@ def serve_bare(file: Path, mountpoint: Path) -> None:
             _, offset, length, *_ = protocol.READ_IN.unpack_from(body)
             reply.send(device, unique, os.preadv(fd, [reply.data[:length]], offset))
         elif opcode == Op.INIT:
-            connection.agree(unique, body, 1)
+            connection.agree(unique, body, 1, lambda _: None)
         elif (out := answer(opcode, id)) is not None:
             connection.answer(unique, out)
         elif opcode not in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):

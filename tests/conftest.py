@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,3 +41,11 @@ def modelfs(environ: dict[str, str], tmp_path: Path) -> Callable[..., Result]:
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
         return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
     return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed or logged may be no UTF-8, which pytest-xdist cannot send from one process to another."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report

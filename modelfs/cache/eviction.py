@@ -69,7 +69,10 @@ class Evictor:
         self._futile_until_s = 0.0
 
     def make_room(self, size: int) -> bool:
-        """Drop a batch, so that size bytes fit for now; False where they will not, and nothing was dropped for that."""
+        """Drop a batch, so that size bytes fit for now; False where they will not.
+
+        Nothing is dropped where that is known before: whether a file is held shows only when it refuses.
+        """
         if time.monotonic() < self._futile_until_s:
             return False
         try:
@@ -99,9 +102,7 @@ class Evictor:
             if not usage.counted or usage.total() <= ceiling:
                 return True
             with _OneAtATime(self._threads, self._room.directory) as taken:
-                if taken:
-                    self._drop(ceiling, 0, time.monotonic() + seconds, True)
-            return usage.total() <= ceiling
+                return taken and self._drop(ceiling, 0, time.monotonic() + seconds, True)
         except (OSError, NoSpace) as error:
             self._trouble.note("evict", error)
             return True
@@ -110,54 +111,70 @@ class Evictor:
         """Limits or pins have changed: what was futile may not be so now."""
         self._futile_until_s = 0.0
 
-    def _drop(self, goal: int, more: int, end_s: float, partly: bool) -> None:
-        """Until the total is at most goal, and then, since scans cost, about `more` below it."""
+    def _drop(self, goal: int, more: int, end_s: float, partly: bool) -> bool:
+        """Until the total is at most goal, and then, since scans cost, about `more` below it.
+
+        False where there may be more to drop for the goal: the time was up (partly), or others fill as fast.
+        """
         usage = self._room.usage
-        for _ in range(_ROUNDS):
+        refused: set[str] = set()  # in this call: at the next one they may be free
+        states: dict[str, MapState] = {}
+        stale, rounds = True, 0
+        while rounds < _ROUNDS:
             over = usage.total() - goal
             if over <= 0:
-                return
-            names, states = self._scan()
+                return True
+            # Where all of a plan refused, what was scanned still holds: scans would be as many as held files.
+            states = {name: state for name, state in (self._scan() if stale else states.items()) if name not in refused}
             if not partly and over > self._droppable(states):
-                return
-            plan = victims(states, over + more, use_clock())
-            for index, rows in plan:
-                if usage.total() <= goal - more or (usage.total() <= goal and time.monotonic() >= end_s):
-                    return
-                self._drop_rows(names[index], rows)
-                if time.monotonic() >= end_s and partly:
-                    return
+                return True
+            plan = victims(list(states.values()), over + more, use_clock())
             if not plan:
                 self._meta.drop_oldest(over)
-                return
+                return True
+            names, stale, known = list(states), False, len(refused)
+            for index, rows in plan:
+                if usage.total() <= goal - more or (usage.total() <= goal and time.monotonic() >= end_s):
+                    return True
+                if self._drop_rows(names[index], rows):
+                    stale = True
+                else:
+                    refused.add(names[index])
+                if time.monotonic() >= end_s and partly:
+                    return usage.total() <= goal
+            rounds += len(refused) == known
+        return usage.total() <= goal
 
-    def _scan(self) -> tuple[list[str], list[MapState]]:
-        names, states = [], []
+    def _scan(self) -> Iterator[tuple[str, MapState]]:
         for name, path in cache_files(self._room.files):
             state = read_state(path)
             if state is not None:
-                names.append(name)
-                states.append(state)
-        return names, states
+                yield name, state
 
-    def _droppable(self, states: list[MapState]) -> int:
-        return self._meta.total() + sum(state.account for state in states if not state.pinned)
+    def _droppable(self, states: dict[str, MapState]) -> int:
+        return self._meta.total() + sum(state.account for state in states.values() if not state.pinned)
 
-    def _drop_rows(self, name: str, rows: Rows) -> None:
-        opened = open_sparse(self._room, name)
+    def _drop_rows(self, name: str, rows: Rows) -> bool:
+        """Whether any of them was dropped: not where the file is pinned, gone, junk, or held by the kernel."""
+        opened, total = open_sparse(self._room, name), 0
         while opened is not None and len(rows):
             with opened.lock:
                 try:
                     if opened.pinned:
-                        return
+                        break
                     whole = len(rows) == len(opened.present_rows())
                     dropped = opened.remove() if whole else opened.punch(rows[:_LOCK_ROWS])
+                    if dropped < 0:
+                        opened.use_all()  # nobody sees the kernel's reads; what is released is not to go first
+                        break
                 except GoneError:
-                    return
-            self._metrics.add("evictions", max(0, dropped))
-            if whole or dropped <= 0:
-                return
+                    break
+            self._metrics.add("evictions", dropped)
+            total += dropped
+            if whole:
+                break
             rows = rows[_LOCK_ROWS:]
+        return total > 0
 
 
 class _OneAtATime:

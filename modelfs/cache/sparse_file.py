@@ -172,14 +172,16 @@ class SparseFile:
         return self.presence[row]
 
     def punch(self, rows: Rows) -> int:
-        """Drop those of rows that are present, unless a kernel handle holds the file; how many.
+        """Drop those of rows that are present, if no kernel handle holds the file; how many, -1 if it is held.
 
         Raises GoneError, OSError.
         """
         self.check_current()
         rows = rows[self._present[rows] & 1 == 1]
-        if not len(rows) or not _try_alone(self.data_fd):
+        if not len(rows):
             return 0
+        if not _try_alone(self.data_fd):
+            return -1
         try:
             self._break_seal()
             self._present[rows] += 1

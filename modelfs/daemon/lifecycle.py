@@ -103,7 +103,7 @@ class _Running:
         self._main = threading.get_ident()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
-        self._forced = False
+        self._forced = self._left = False
         self._handing_over = False  # our engine's end is not the mount's
         self._device: int | None = None  # the mount's minor number, once it is known
         self._reloading = threading.Lock()
@@ -205,9 +205,10 @@ class _Running:
 
     def leave(self) -> None:
         """Unless it has ended: busy or not. What is open gets EIO for what is not cached, and ENOTCONN once we are
-        gone."""
-        if self._ended.is_set():
+        gone. Once."""
+        if self._left or self._ended.is_set():
             return
+        self._left = True
         if self._mount.keeper is not None:
             self._mount.keeper.ending()
         self._mount.waiters.fail_waiting("the mount is going")

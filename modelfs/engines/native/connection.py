@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelfs.engines.native import protocol
@@ -45,8 +46,11 @@ class Connection:
         self.device = device
         self._wanted = _WANTED & ~refused
 
-    def agree(self, unique: int, body: memoryview, stack_depth: int) -> Agreed | None:
-        """Answer INIT. None where the kernel has to ask again; raises BadInput for one that is too old."""
+    def agree(self, unique: int, body: memoryview, stack_depth: int, keep: Callable[[Agreed], None]) -> Agreed | None:
+        """Answer INIT. None where the kernel has to ask again; raises BadInput for one that is too old.
+
+        keep: called before the kernel is answered: it never asks again.
+        """
         major, minor, max_readahead, flags = protocol.INIT_IN.unpack_from(body)
         if major > protocol.MAJOR:  # it asks again, in our version
             self.answer(unique, protocol.INIT_OUT.pack(protocol.MAJOR, protocol.MINOR, *[0] * 11))
@@ -59,6 +63,7 @@ class Connection:
         if flags & protocol.INIT_EXT:
             flags |= int.from_bytes(body[protocol.INIT_IN.size:protocol.INIT_IN.size + 4], "little") << 32
         agreed = flags & self._wanted
+        keep(Agreed(agreed))
         self.answer(unique, protocol.INIT_OUT.pack(
             protocol.MAJOR, min(minor, protocol.MINOR), max_readahead, agreed & 0xFFFFFFFF, _BACKGROUND, _BACKGROUND,
             protocol.MAX_WRITE, 1, protocol.LARGEST_READ // os.sysconf("SC_PAGESIZE"), 0, agreed >> 32,

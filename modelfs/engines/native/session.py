@@ -95,9 +95,9 @@ class Session:
             opcode, unique, _ = _request(buffer)
             if opcode == Op.INIT:
                 depth = passthrough.stack_depth(self._settings.cache_directory)
-                agreed = self._connection.agree(unique, memoryview(buffer)[protocol.IN_HEADER.size:size], depth)
+                agreed = self._connection.agree(unique, memoryview(buffer)[protocol.IN_HEADER.size:size], depth,
+                                                self._state.keep)
                 if agreed is not None:
-                    self._state.keep(agreed)
                     return agreed
         return None
 
