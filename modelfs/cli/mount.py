@@ -95,7 +95,8 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
     place = paths.canonical(Path(mountpoint))
     socket = paths.socket_path(place, session.environ)
     log = paths.state_dir(session.environ) / "logs" / f"{socket.stem}.log"
-    native = can_be_native(session.config(**flags).mount.engine)
+    config = session.config(**flags)
+    native = can_be_native(config.mount.engine)
     if native:
         flags = {**flags, "mount_engine": "native"}  # every worker the same, whatever becomes of the machine
     typed = {option: flags[key.replace(".", "_", 1)] for key, option in FLAGS.items()}
@@ -108,7 +109,8 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
 
     def command(ready: int) -> list[str]:
         if native:
-            return ["-m", "modelfs.daemon.keeper", str(ready), str(socket), repo, str(place), *arguments]
+            return ["-m", "modelfs.daemon.keeper", str(ready), config.log.format, str(socket), repo, str(place),
+                    *arguments]
         return ["-m", "modelfs", "mount", f"--ready-fd={ready}", *arguments, "--", repo, mountpoint]
 
     started = background.start(command, log)

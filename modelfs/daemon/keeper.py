@@ -2,7 +2,8 @@
 sees to it that a worker serves. So a worker's death, or its replacement, does not reach readers.
 
 Rule: it stays small, imports nothing heavy, and touches no repository: what could crash is the worker's.
-Run as `python -m modelfs.daemon.keeper READY_FD SOCKET REPO MOUNTPOINT ARGUMENTS…`; told by workers as in kept.py.
+Run as `python -m modelfs.daemon.keeper READY_FD LOG_FORMAT SOCKET REPO MOUNTPOINT ARGUMENTS…`; what workers tell it
+is in kept.py.
 """
 
 from __future__ import annotations
@@ -284,8 +285,8 @@ class Keeper:
 
 
 def main(arguments: list[str]) -> int:
-    ready_fd, socket_path, repo, mountpoint, *rest = arguments
-    set_up_logging(level="info", format="text")
+    ready_fd, log_format, socket_path, repo, mountpoint, *rest = arguments
+    set_up_logging(level="info", format=log_format)
     pipe = ReadyPipe(int(ready_fd))
     return Keeper(pipe, Path(socket_path), repo, Path(mountpoint), rest).run()
 
