@@ -6,6 +6,10 @@ from pathlib import Path
 
 
 def is_mapped(path: Path) -> bool:
-    """By this process. The path may lead through links: a tag's, say."""
+    """By this process. The path may lead through links: a tag's, say.
+
+    A file that became whole after it was mapped has another node by then, and the kernel calls the old one deleted.
+    """
     real = str(path.resolve())
-    return any(line.endswith(f" {real}") for line in Path("/proc/self/maps").read_text().splitlines())
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return any(line.removesuffix(" (deleted)").endswith(f" {real}") for line in lines)
