@@ -21,8 +21,6 @@ from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import ObjectInfo
 from modelfs.units import rfc3339, seconds_of
 
-DEFAULT_GRACE = "7d"
-
 _KINDS = (keys.HISTORIES, keys.MANIFESTS, keys.LAYOUTS, keys.INDEXES, keys.PACKS)
 """In the order of deletion: a layout never outlives its packs, so a push of the same files cannot find a stale one."""
 _OBJECT = re.compile(r"(?:histories|manifests|layouts|indexes|packs)/([0-9a-f]{2})/\1[0-9a-f]{62}")

@@ -17,7 +17,7 @@ from modelfs.ids import ChunkId
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
-from modelfs.reading.failures import Failures
+from modelfs.reading.failures import Failures, memory_of
 from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, jobs_of, spread_range
 from modelfs.reading.heads import Companion, Heads
 from modelfs.reading.localcopies import LocalCopies
@@ -52,7 +52,7 @@ class Fetcher:
         self._queue = Queue(self._width.now)
         self._flights: dict[ChunkRef, Flight] = {}  # guarded by _queue.changed
         self._heads = Heads()
-        self._failures = Failures()  # guarded by _queue.changed
+        self._failures = Failures[ChunkRef]()  # guarded by _queue.changed
         self._stopped: ModelfsError | None = None
         self._stopping = threading.Event()
         self._local = LocalCopies(cache, metrics, self._land, self._to_network)
@@ -112,7 +112,7 @@ class Fetcher:
         """A reader gave up on these, though their flights may go on: for a moment, nobody else begins to wait."""
         with self._queue.changed:
             for ref in refs:
-                self._failures.note(ref, error)
+                self._failures.note(ref, error, memory_of(error))
             late = [flight for ref in refs if (flight := self._flights.get(ref)) is not None]
         for flight in late:
             self._log(flight, "chunk.late", error)
@@ -193,7 +193,7 @@ class Fetcher:
             del self._flights[flight.ref]
             waiters, flight.waiters = flight.waiters, []
             if flight.demand:
-                self._failures.note(flight.ref, error)
+                self._failures.note(flight.ref, error, memory_of(error))
         if flight.demand and self._stopped is None and not self._patience:  # a command's one line says it
             self._log(flight, "chunk.failed", error)
         for waiter in waiters:

@@ -6,16 +6,13 @@ Rule: however many want it, and in whatever order the kernel lets them ask, a st
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from modelfs.errors import DeadlinePassed, ModelfsError
+from modelfs.reading import failures
 from modelfs.units import Deadline
-
-REMEMBER_FAILURE_S = 2.0
-"""The kernel lets one lookup into a directory at a time: who waited behind one that failed asks only after it."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -29,7 +26,7 @@ class SharedLoads(Generic[K, T]):
         self._where, self._renew = where, renew
         self._lock = threading.Lock()
         self._loading: dict[K, Future[T]] = {}  # guarded by _lock, as the next
-        self._failed: dict[K, tuple[float, ModelfsError]] = {}  # until when it is remembered
+        self._failed = failures.Failures[K]()
 
     def once(self, key: K, what: str, load: Callable[[], T]) -> T:
         """load's result, or that of the same load by somebody else. Raises what load raises, or raised at most 2 s ago.
@@ -38,8 +35,8 @@ class SharedLoads(Generic[K, T]):
         what: it is, in the message of a wait that took too long.
         """
         with self._lock:
-            until, error = self._failed.get(key, (0.0, None))
-            if error is not None and time.monotonic() < until:
+            error = self._failed.of(key)
+            if error is not None:
                 raise error.with_traceback(None)  # each raise would add to it
             shared = self._loading.get(key)
             if shared is None:
@@ -48,8 +45,8 @@ class SharedLoads(Generic[K, T]):
             return self._run(key, mine, load)
         try:
             return shared.result(min(self._renew().remaining(), threading.TIMEOUT_MAX))
-        except TimeoutError as error:
-            raise DeadlinePassed(what, where=self._where, why="the deadline passed") from error
+        except TimeoutError as late:
+            raise DeadlinePassed(what, where=self._where, why="the deadline passed") from late
 
     def _run(self, key: K, result: Future[T], load: Callable[[], T]) -> T:
         try:
@@ -58,16 +55,10 @@ class SharedLoads(Generic[K, T]):
             with self._lock:
                 del self._loading[key]
                 if isinstance(error, ModelfsError):
-                    self._remember(key, error)
+                    self._failed.note(key, error, failures.REMEMBER_FAILURE_S)
             result.set_exception(error)
             raise
         with self._lock:
             del self._loading[key]
         result.set_result(loaded)
         return loaded
-
-    def _remember(self, key: K, error: ModelfsError) -> None:
-        """Under the lock."""
-        now = time.monotonic()
-        self._failed = {other: kept for other, kept in self._failed.items() if kept[0] > now}
-        self._failed[key] = (now + REMEMBER_FAILURE_S, error)
