@@ -6,12 +6,18 @@ that a READ under way has locked. Source: FUSE_NOTIFY_STORE, include/uapi/linux/
 Without root a mount's read_ahead_kb stays at 128, and a mapped reader waits for the daemon every 128 KiB. It reads
 stored pages at 5 GB/s, faster than they are stored (1.5-2 GB/s), so it catches up, and asks for the next page itself:
 then both would do the same work. So each READ sends the storing on by a lead, which the reader needs longer for.
+
+A file that is whole is stored out of a map of the cache's file, which the kernel copies from at once: 1.5 times as fast
+as through a buffer. Its lock keeps the evictor away meanwhile; what the kernel cannot read is EFAULT, no signal.
 """
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from modelfs.cache.cache_file import Read
@@ -66,17 +72,37 @@ class StoreAhead:
         buffer = memoryview(bytearray(_PIECE))
         while (run := self._queue.get()) is not None:
             try:
-                self._store(run, buffer)
+                if not self._store_whole(run):
+                    self._store(run, buffer)
             except Exception as error:  # it costs speed, not a read
                 log_event(_LOG, "error", "store.broken", error=error)
             finally:
                 del self._runs[run.id]
 
+    def _store_whole(self, run: _Run) -> bool:
+        """Whether the file was whole, and is dealt with."""
+        backing = run.file.cache.backing()
+        if backing is None:
+            return False
+        with closing(backing), mmap.mmap(backing.fd, run.file.size, mmap.MAP_SHARED, mmap.PROT_READ) as kept, \
+                memoryview(kept) as whole:
+            self._store_pieces(run, lambda offset, size: whole[offset:offset + size])
+        return True
+
     def _store(self, run: _Run, buffer: memoryview) -> None:
+        def read(offset: int, size: int) -> memoryview | None:
+            piece = buffer[:size]
+            # Where it is not here yet, the reader will ask for it.
+            return piece if run.file.cache.read_at(offset, piece, nowait=False) == Read.DONE else None
+
+        self._store_pieces(run, read)
+
+    def _store_pieces(self, run: _Run, read: Callable[[int, int], memoryview | None]) -> None:
+        """read: offset, size → bytes; None: no further."""
         while (offset := run.next) < run.end:
-            piece = buffer[:min(_PIECE - offset % _PIECE, run.end - offset)]
-            if run.file.cache.read_at(offset, piece, nowait=False) != Read.DONE:
-                return  # not here yet: the reader will ask for it
-            if not self._connection.store(run.id, offset, piece):
+            size = min(_PIECE - offset % _PIECE, run.end - offset)
+            piece = read(offset, size)
+            if piece is None or not self._connection.store(run.id, offset, piece):
                 return
-            run.next = max(run.next, offset + len(piece))
+            run.next = max(run.next, offset + size)
+            piece.release()
