@@ -20,7 +20,7 @@ _CONF = """
 daemon off; worker_processes 2; pid {scratch}/pid; error_log {scratch}/error.log; {user}
 events {{ worker_connections 512; }}
 http {{
-  log_format fetched '$msec $request_time $body_bytes_sent $status $uri';
+  log_format fetched '$msec $request_time $body_bytes_sent $connection_requests $uri';
   access_log {scratch}/access.log fetched;
   sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000;
   client_body_temp_path {scratch}; proxy_temp_path {scratch}; fastcgi_temp_path {scratch}; uwsgi_temp_path {scratch};
@@ -32,12 +32,14 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """began, ended: seconds since the epoch, at the server, to the millisecond. sent: bytes of the body."""
+    """began, ended: seconds since the epoch, at the server, to the millisecond. sent: bytes of the body.
+    connecting: whether it was the first on its connection."""
 
     began: float
     ended: float
     sent: int
     path: str
+    connecting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Server:
         with self.log.open() as file:
             file.seek(since)
             found = re.findall(r"^([\d.]+) ([\d.]+) (\d+) (\d+) (.*)$", file.read(), re.M)
-        return [Request(float(ended) - float(took), float(ended), int(sent), path)
-                for ended, took, sent, _status, path in found]
+        return [Request(float(ended) - float(took), float(ended), int(sent), path, int(number) == 1)
+                for ended, took, sent, number, path in found]
 
     def position(self) -> int:
         """Where the log ends once nothing has come for 50 ms: nginx notes a request after its last byte has gone."""
@@ -74,11 +76,13 @@ def bytes_sent(requests: Sequence[Request]) -> int:
 def longest_chain(requests: Sequence[Request], round_trip_s: float) -> int:
     """The most requests of which each began a round trip after the one before had ended.
 
-    Those may have waited for one another: an upper bound of the round trips, connecting not counted.
+    Those may have waited for one another: an upper bound of the round trips. Connecting is not counted: who had to
+    connect first decided to ask a round trip before.
     """
     length, free_at = 0, float("-inf")
     for request in sorted(requests, key=lambda each: each.ended):
-        if request.began >= free_at:
+        asked = request.began - round_trip_s if request.connecting else request.began
+        if asked >= free_at:
             length, free_at = length + 1, request.ended + 0.8 * round_trip_s  # 0.8: the log's millisecond, the jitter
     return length
 

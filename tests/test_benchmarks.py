@@ -88,6 +88,13 @@ def test_only_requests_a_round_trip_apart_count_as_a_chain(times: list[tuple[flo
     assert longest_chain(requests(*times), ROUND_TRIP_S) == length
 
 
+def test_connecting_is_no_round_trip_of_the_chain() -> None:
+    first, beside, later = 0.0, 0.025, 0.045  # asked together once the first had come; one had to connect
+    asked = [Request(first, first, 0, "/"), Request(beside, beside, 0, "/")]
+    assert longest_chain([*asked, Request(later, later, 0, "/")], ROUND_TRIP_S) == 3
+    assert longest_chain([*asked, Request(later, later, 0, "/", connecting=True)], ROUND_TRIP_S) == 2
+
+
 def test_a_ratio_is_taken_within_each_round(tmp_path: Path) -> None:
     results = Results({}, {"size_bytes": 1})
     for number, slower in enumerate((1, 10, 3)):  # the machine
