@@ -105,4 +105,3 @@ class StoreAhead:
             if piece is None or not self._connection.store(run.id, offset, piece):
                 return
             run.next = max(run.next, offset + size)
-            piece.release()
