@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng  # now: while numpy.random is imported it swallows a Ctrl-C
 
 from modelfs import paths
 from modelfs.app.measured_mount import mounted
@@ -305,7 +306,7 @@ def _largest_model(repository: Repository, catalog: Catalog, bench: Bench) -> Mo
 
 def _generate(path: Path, bench: Bench) -> None:
     """A safetensors file of one bf16 tensor, N(0, 0.02), always the same for the same size."""
-    random = np.random.default_rng(1)
+    random = default_rng(1)
     header = json.dumps({"weight": {"dtype": "BF16", "shape": [bench.size_bytes // 2 - 64],
                                     "data_offsets": [0, 2 * (bench.size_bytes // 2 - 64)]}}).encode().ljust(120)
     left = bench.size_bytes // 2 - 64
