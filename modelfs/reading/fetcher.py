@@ -90,7 +90,8 @@ class Fetcher:
                 elif (data := self._recent.get(ref.id)) is not None and len(data) == ref.length:
                     recent[ref.id] = data
                 else:
-                    flight = Flight(ref, [want], self._deadline(), priority, [waiter] if waiter else [])
+                    flight = Flight(ref, [want], self._deadline(), priority, [waiter] if waiter else [],
+                                    ahead=priority is not Priority.DEMAND)
                     self._flights[ref] = flight
                     new.append(flight)
             if raised:
@@ -318,10 +319,13 @@ class Fetcher:
             if self._width.moved(place.length, self._queue.full(), time.monotonic()):
                 self._queue.widen(self._width.now)
             self._metrics.add("chunks_fetched")
-            if not flight.demand:
+            if flight.ahead:
                 self._metrics.add("prefetched_chunks")
-                for want in flight.wants:
-                    want.file.ahead.add(want.chunk)
+                if flight.demand:  # a reader came while it was on its way
+                    self._metrics.add("prefetched_used")
+                else:
+                    for want in flight.wants:
+                        want.file.ahead.add(want.chunk)
             wrong: IntegrityError | None = None
             try:
                 open_chunk(flight.ref, place, stored[:place.length], out)

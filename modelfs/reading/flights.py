@@ -52,7 +52,7 @@ class Want:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """place: None until it is known. priority: the highest of those who want it.
+    """place: None until it is known. priority: the highest of those who want it. ahead: fetched before a reader came.
 
     tries: at this place. wrong: places that proved wrong; error: how the last of them did.
     """
@@ -62,6 +62,7 @@ class Flight:
     deadline: Deadline
     priority: Priority
     waiters: list[Waiter] = field(default_factory=list)
+    ahead: bool = False
     place: Place | None = None
     job: Job | None = None
     tries: int = 0
@@ -211,6 +212,7 @@ class Queue:
                 job.priority = Priority.AHEAD
             elif priority is Priority.DEMAND:
                 moved.append(flight)
+                flight.ahead = False
                 job.flights.remove(flight)
                 if not job.flights:
                     self._waiting[job.priority].remove(job)

@@ -91,8 +91,7 @@ def fetched(url: str, widest: list[int]) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(width, "_PERIOD_S", 0.1)
+def root(tmp_path: Path) -> Path:
     push_files(make_repository(tmp_path / "repository"), {"w.bin": noise(3, 60 * RANGE * CHUNK)})
     return tmp_path / "repository"
 
@@ -105,7 +104,8 @@ def test_more_connections_are_used_where_a_server_slows_each_of_them(root: Path)
         assert max(widest) >= 6, widest[-1]
 
 
-def test_a_shared_link_is_not_asked_by_ever_more_connections(root: Path) -> None:
+def test_a_shared_link_is_not_asked_by_ever_more_connections(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width, "_PERIOD_S", 0.1)
     found: list[int] = []
     for _ in range(3):  # a busy machine may now and then take a rise of its own for the connection's
         with FaultProxy(root) as proxy, NarrowLink(int(proxy.url.rpartition(":")[2]), 12 * MiB) as link:
