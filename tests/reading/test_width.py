@@ -66,6 +66,7 @@ class Told:
 
     def __init__(self) -> None:
         self.count = 0
+        self.errors: list[ModelfsError] = []
         self._lock = threading.Lock()
 
     def arrived(self, id: ChunkId, decoded: memoryview) -> None:
@@ -73,19 +74,20 @@ class Told:
             self.count += 1
 
     def failed(self, id: ChunkId, error: ModelfsError) -> None:
-        raise AssertionError(error)
+        self.errors.append(error)
 
 
-def fetched(url: str, widest: list[int]) -> None:
-    """All of a file, ahead of need; widest: each number of connections that was tried."""
+def fetched(url: str, widest: list[int], enough: int = 10) -> None:
+    """All of a file, ahead of need; widest: each number of connections that was tried, until enough of them were."""
     with reading(url, connections=10) as r:
         file, told = r.file("w.bin"), Told()
         for first in range(0, file.entry.row_count, RANGE):
             r.fetcher.ensure([Want(file, chunk) for chunk in range(first, first + RANGE)], told, Priority.HYDRATION)
 
         def done() -> bool:
+            assert not told.errors
             widest.append(r.fetcher._width.now)
-            return told.count == file.entry.row_count
+            return widest[-1] >= enough or told.count == file.entry.row_count
 
         eventually(done, 60)
 
@@ -98,9 +100,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_more_connections_are_used_where_a_server_slows_each_of_them(root: Path) -> None:
     with FaultProxy(root) as proxy:
-        proxy.add("drip", "packs/", piece=64 * KiB, interval_s=0.02)
+        proxy.add("drip", "packs/", piece=64 * KiB, interval_s=0.06)  # so slow that even a busy machine keeps up
         widest: list[int] = []
-        fetched(proxy.url, widest)
+        fetched(proxy.url, widest, 6)
         assert max(widest) >= 6, widest[-1]
 
 
