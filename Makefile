@@ -43,13 +43,19 @@ check: $(STAMP)  ## ruff, mypy --strict, the layers
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs and peers, short: about 5 minutes, as root
+bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engines, starts, peers, short: about 10 minutes, as root
 	@$(BENCH)/bin/python -m benchmarks.codecs --quick
+	@$(BENCH)/bin/python -m benchmarks.engine
+	@$(BENCH)/bin/python -m benchmarks.latency
+	@$(BENCH)/bin/python -m benchmarks.starting --mib 256 --rounds 3
 	@$(BENCH)/bin/python -m benchmarks.compare --short $(ARGS)
 
 .PHONY: bench-full
-bench-full: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs and peers, 2 GiB; writes docs/benchmarks.*
+bench-full: $(BENCH_STAMP) system-fuse system-nginx system-network  ## the same, peers with 2 GiB; writes docs/benchmarks.*
 	@$(BENCH)/bin/python -m benchmarks.codecs
+	@$(BENCH)/bin/python -m benchmarks.engine --size 1GiB
+	@$(BENCH)/bin/python -m benchmarks.latency
+	@$(BENCH)/bin/python -m benchmarks.starting
 	@$(BENCH)/bin/python -m benchmarks.compare --docs docs $(ARGS)
 
 .PHONY: clean

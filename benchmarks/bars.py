@@ -1,10 +1,11 @@
-"""The ratios that modelfs has to reach, taken from a comparison and judged.
+"""What modelfs has to reach, judged and printed, for every benchmark; and the ratios of a comparison.
 
 Rule: a bar is met or not by its figure alone; one that a run did not measure says so instead of passing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.conditions import NAMES
@@ -70,9 +71,14 @@ def bars(results: Results) -> list[Bar]:
     ]
 
 
-def show_bars(results: Results) -> None:
-    print(f"\nBars, {subject(results)}, medians of {results.facts['rounds']:.0f} rounds' ratios")
-    for bar in bars(results):
+def title(results: Results) -> str:
+    return f"{subject(results)}, medians of {results.facts['rounds']:.0f} rounds' ratios"
+
+
+def show_bars(about: str, found: Sequence[Bar]) -> None:
+    """about: whose they are, in a few words."""
+    print(f"\nBars: {about}")
+    for bar in found:
         figure = "–" if bar.figure is None else f"{bar.figure:.2f}"
         bound = "" if bar.bound is None else f"{'≤' if bar.most else '≥'} {bar.bound:.2f}"
         print(f"{bar.what:48} {figure:>7}  {bound:8} {bar.verdict}")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks import particular
 from benchmarks import peers as programs
-from benchmarks.bars import show_bars
+from benchmarks.bars import bars, show_bars, title
 from benchmarks.checkpoint import middle_tensor, shard_paths, write_checkpoint
 from benchmarks.conditions import NAMES, Condition, condition, proxy_ceiling
 from benchmarks.measures import digests
@@ -60,7 +60,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     show_tables(results)
-    show_bars(results)
+    show_bars(title(results), bars(results))
     if args.json:
         results.write(args.json)
     if args.docs:

@@ -3,7 +3,8 @@
     python -m benchmarks.engine [--size 256MiB] [--rounds 5]
 
 The bare loop answers READ from one file without looking anything up: readv, preadv, write, as a filesystem in Python
-cannot be faster. Each daemon is a process of its own; rounds are interleaved; ratios are medians of one run's. As root.
+cannot be faster. Each daemon is a process of its own; rounds are interleaved; a ratio is the median of the rounds'.
+As root.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import measures
+from benchmarks.bars import Bar, show_bars
 from benchmarks.processes import running, wait_until
+from benchmarks.rounds import note
 from modelfs.units import MiB, parse_size
 
 SERVERS = ("bare", "native", "storing", "fusepy")
@@ -146,9 +150,24 @@ def drop(path: Path) -> None:
     os.close(fd)
 
 
-def compare(paths: dict[str, Path], rounds: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """kb: the kernel's largest requests. seconds: for each of SERVERS and the file itself, one a round."""
+
+    kb: int
+    what: str
+    seconds: Mapping[str, Sequence[float]]
+
+    def ratio(self, server: str, other: str) -> float:
+        """The speed of one ÷ the other's: the median of the rounds' ratios."""
+        return statistics.median(theirs / ours for ours, theirs in zip(self.seconds[server], self.seconds[other],
+                                                                       strict=True))
+
+
+def compare(paths: dict[str, Path], rounds: int) -> list[Case]:
     size = paths["local"].stat().st_size
     tests: dict[str, Callable[[list[Path]], float]] = {"sequential": measures.sequential_s, "mmap": measures.mapped_s}
+    cases = []
     for kb in READAHEAD_KB:
         for name in SERVERS:
             set_readahead(paths[name].parent, kb)
@@ -159,13 +178,23 @@ def compare(paths: dict[str, Path], rounds: int) -> None:
                     if name != "local":
                         drop(path)
                     taken[name].append(measure([path]))
-            speeds = {name: size / statistics.median(found) / 1e9 for name, found in taken.items()}
-            print(f"requests of up to {kb} KiB, {what}: "
-                  + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in speeds.items())
-                  + f"; native ÷ bare {speeds['native'] / speeds['bare']:.2f} (bar 0.85), "
-                    f"÷ fusepy {speeds['native'] / speeds['fusepy']:.2f} (bar 1.3); "
-                    f"storing ÷ native {speeds['storing'] / speeds['native']:.2f}"
-                    + (" (bar 1.5)" if what == "mmap" and kb == 128 else ""), flush=True)
+            cases.append(Case(kb, what, taken))
+            note(f"requests of up to {kb} KiB, {what}: " + ", ".join(
+                f"{name} {size / statistics.median(found) / 1e9:.2f} GB/s" for name, found in taken.items()))
+    return cases
+
+
+def engine_bars(cases: Sequence[Case]) -> list[Bar]:
+    """Of native alone where the kernel asks for much at once, as root; of native that stores ahead where it does not,
+    as a user's mount runs."""
+    root, user = READAHEAD_KB
+    found = [Bar(f"{case.what}, {case.kb} KiB: native ÷ bare", case.ratio("native", "bare"), 0.85) for case in cases]
+    for case in cases:
+        server = {root: "native", user: "storing"}[case.kb]
+        found.append(Bar(f"{case.what}, {case.kb} KiB: {server} ÷ fusepy", case.ratio(server, "fusepy"), 1.3))
+    found += [Bar(f"{case.what}, {case.kb} KiB: storing ÷ native", case.ratio("storing", "native"), 1.5)
+              for case in cases if (case.what, case.kb) == ("mmap", user)]
+    return found
 
 
 def main() -> None:
@@ -183,7 +212,9 @@ def main() -> None:
                           given.work / given.serve)
     else:
         with tempfile.TemporaryDirectory(prefix="modelfs-bench-") as work, mounts(Path(work), given.size) as paths:
-            compare(paths, given.rounds)
+            found = engine_bars(compare(paths, given.rounds))
+        show_bars(f"the native engine without passthrough, from its cache, medians of {given.rounds} rounds' ratios",
+                  found)
 
 
 if __name__ == "__main__":

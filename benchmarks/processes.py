@@ -31,9 +31,9 @@ def program(name: str) -> str | None:
         [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 
 
-def run(command: Sequence[str | Path]) -> str:
+def run(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> str:
     """The output of a command that has to succeed."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environ)
     if done.returncode:
         raise Failed(f"{command[0]}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
     return done.stdout
@@ -60,7 +60,7 @@ def running(command: Sequence[str | Path], log: Path,
         end(process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Ends a process and what it started: asked first, killed after 15 s."""
     family = descendants(process.pid)
     if process.poll() is None:

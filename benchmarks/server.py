@@ -25,7 +25,7 @@ http {{
   sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000;
   client_body_temp_path {scratch}; proxy_temp_path {scratch}; fastcgi_temp_path {scratch}; uwsgi_temp_path {scratch};
   scgi_temp_path {scratch};
-  server {{ listen {host}:{port}; root {root}; location / {{ autoindex on; }} }}
+  server {{ listen {host}:{port}; root {root}; location / {{ autoindex on; }} {locations} }}
 }}
 """
 
@@ -96,8 +96,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 @contextmanager
-def nginx(root: Path, scratch: Path, host: str = "127.0.0.1", within: Sequence[str] = ()) -> Iterator[Server]:
-    """Serves root. within: a command that runs another (in a network namespace, where host is its address)."""
+def nginx(root: Path, scratch: Path, host: str = "127.0.0.1", within: Sequence[str] = (),
+          locations: str = "") -> Iterator[Server]:
+    """Serves root. within: a command that runs another (in a network namespace, where host is its address).
+    locations: what is served otherwise, in nginx's words."""
     binary = program("nginx")
     if not binary:
         raise Failed("nginx is not installed; make bench does that as root")
@@ -105,7 +107,8 @@ def nginx(root: Path, scratch: Path, host: str = "127.0.0.1", within: Sequence[s
     port = free_port()
     conf = scratch / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # its workers have to enter a directory of mode 0700
-    conf.write_text(_CONF.format(scratch=scratch, host=host, port=port, root=root, user=user))
+    conf.write_text(_CONF.format(scratch=scratch, host=host, port=port, root=root, user=user,
+                                 locations=locations))
     log = scratch / "error.log"
     with running([*within, binary, "-p", str(scratch), "-c", str(conf), "-e", str(log)], scratch / "output") as process:
         def listens() -> bool:
