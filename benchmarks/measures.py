@@ -1,4 +1,5 @@
-"""The reads that are timed: what a loader does to files, with one buffer and nothing in between.
+"""The reads that are timed: what a loader does to files, with one buffer and nothing in between. Buffers begin at
+a page's beginning, since elsewhere the processor's copying, not the filesystem, sets the pace (`page_buffer`).
 
 Rule: every function reads real bytes of every page it counts and returns seconds; what is dropped from the page cache
 before it is the caller's business.
@@ -18,6 +19,7 @@ import blake3
 import numpy as np
 
 from benchmarks.checkpoint import Tensor, tensors_of
+from modelfs.cache.system import page_buffer
 
 BLOCK = 1 << 20
 THREADS = 8
@@ -41,7 +43,7 @@ def opened(path: Path) -> Iterator[int]:
 
 def sequential_s(paths: Sequence[Path]) -> float:
     """Each file from its start, in blocks of 1 MiB into one buffer."""
-    buffer = bytearray(BLOCK)
+    buffer = page_buffer(BLOCK)
     began = time.perf_counter()
     for path in paths:
         with opened(path) as fd:
@@ -52,7 +54,7 @@ def sequential_s(paths: Sequence[Path]) -> float:
 
 def mapped_s(paths: Sequence[Path]) -> float:
     """Each file mapped, and copied out of the map in blocks of 1 MiB."""
-    buffer = np.empty(BLOCK, np.uint8)
+    buffer = np.frombuffer(page_buffer(BLOCK), np.uint8)
     began = time.perf_counter()
     for path in paths:
         with opened(path) as fd, mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapping:
@@ -67,7 +69,7 @@ def mapped_s(paths: Sequence[Path]) -> float:
 def threaded_s(paths: Sequence[Path]) -> float:
     """Eight threads, each a run of its own of every file."""
     def read(path: Path, start: int, end: int) -> None:
-        buffer = memoryview(bytearray(BLOCK))
+        buffer = memoryview(page_buffer(BLOCK))
         with opened(path) as fd:
             while start < end:
                 got = os.preadv(fd, [buffer[:min(BLOCK, end - start)]], start)
@@ -85,7 +87,7 @@ def threaded_s(paths: Sequence[Path]) -> float:
 def random_s(paths: Sequence[Path], count: int) -> float:
     """`count` pages at offsets that differ, in an order that is always the same."""
     rng = np.random.default_rng(2)
-    buffer = bytearray(PAGE)
+    buffer = page_buffer(PAGE)
     began = time.perf_counter()
     for path in paths:
         pages = rng.permutation(path.stat().st_size // PAGE)[:count // len(paths)]
@@ -108,7 +110,7 @@ def load_s(paths: Sequence[Path]) -> float:
 
 def read_tensor(directory: Path, tensor: Tensor) -> None:
     """One tensor into memory."""
-    buffer = memoryview(bytearray(tensor.length))
+    buffer = memoryview(page_buffer(tensor.length))
     with opened(directory / tensor.path) as fd:
         at = 0
         while at < tensor.length:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import threading
 import time
@@ -71,6 +72,15 @@ def punch(fd: int, start: int, length: int) -> bool:
     if code in (errno.EOPNOTSUPP, errno.ENOSYS):
         return False
     raise OSError(code, os.strerror(code), "fallocate")
+
+
+def page_buffer(size: int) -> mmap.mmap:
+    """size bytes (at least 1), zero, from the beginning of a page on: for what the kernel copies out of its page cache.
+
+    Into a buffer that begins 1 to 31 bytes past a page's beginning, as a large bytearray does, AMD processors copy a
+    fifth as fast: 1.5 against 8 GB/s (EPYC, Linux 6.18, preadv of 128 KiB to 4 MiB).
+    """
+    return mmap.mmap(-1, size)
 
 
 def lower_priority() -> None:

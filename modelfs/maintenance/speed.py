@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from modelfs.cache.eviction import cache_files
+from modelfs.cache.system import page_buffer
 from modelfs.codecs import codec_named
 from modelfs.codecs.codec import CodecError
 from modelfs.errors import NotFound, Unavailable
@@ -286,7 +287,7 @@ def drop_cached_pages(directory: Path, size_bytes: int) -> None:
 
 
 def _read_s(fd: int, limit_bytes: int, advance: Advance) -> tuple[int, float]:
-    buffer = memoryview(bytearray(_BLOCK))
+    buffer = memoryview(page_buffer(_BLOCK))
     size = 0
     began = time.perf_counter()
     while size < limit_bytes and (came := os.readv(fd, [buffer[:limit_bytes - size]])):

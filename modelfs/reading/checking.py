@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from modelfs.cache.system import lower_priority
+from modelfs.cache.system import lower_priority, page_buffer
 from modelfs.errors import CorruptChunk
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
@@ -70,11 +70,11 @@ class Checker:
 
     def _run(self) -> None:
         lower_priority()
-        buffer = bytearray(0)
+        buffer = page_buffer(1)
         while (file := self._next()) is not None:
             longest = int(file.version.manifest.chunk_lengths[_rows_of(file)].max(initial=0))
             if len(buffer) < longest:
-                buffer = bytearray(longest)
+                buffer = page_buffer(longest)
             try:
                 self._check(file, memoryview(buffer))
             except Exception as error:  # a fault in the cache's code leaves a file unchecked, and not all later ones

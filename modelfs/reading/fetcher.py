@@ -311,7 +311,7 @@ class Fetcher:
         assert place is not None
         size = max(place.length, place.offset - at) + length
         with self._pool.take(size, flight.deadline, demand=flight.demand) as buffer:
-            stored, out = buffer[:-length], buffer[-length:]
+            out, stored = buffer[:length], buffer[length:]
             if place.offset > at:
                 stream.readinto(stored[:place.offset - at])
             stream.readinto(stored[:place.length])

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from modelfs.cache.system import page_buffer
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.checking import load_checked
@@ -61,10 +62,10 @@ class LocalCopies:
             self._queue.put((later, self._count, flight))
 
     def _work(self) -> None:
-        buffer = bytearray(0)
+        buffer = page_buffer(1)
         while (flight := self._queue.get()[2]) is not None:
             if len(buffer) < flight.ref.length:
-                buffer = bytearray(flight.ref.length)
+                buffer = page_buffer(flight.ref.length)
             view = memoryview(buffer)[:flight.ref.length]
             if self._read(flight, view):
                 self._land(flight, view)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from modelfs.cache.cache_file import Read
+from modelfs.cache.system import page_buffer
 from modelfs.engines.native import protocol
 from modelfs.engines.native.connection import Connection
 from modelfs.engines.native.parking import Parked, ParkedRequests
@@ -46,7 +47,7 @@ class ReplyBuffer:
 class Reads:
     def __init__(self, connection: Connection, reader: Reader, parked: ParkedRequests) -> None:
         self._connection, self._reader, self._parked = connection, reader, parked
-        self._rooms: list[bytearray] = []  # single operations on a list need no lock
+        self._rooms: list[mmap.mmap] = []  # single operations on a list need no lock
         self._disk: queue.SimpleQueue[tuple[int, ModelFile, int, int] | None] = queue.SimpleQueue()
         for number in range(_DISK_THREADS):
             threading.Thread(target=self._read_disk, name=f"read-{number}", daemon=True).start()
@@ -103,13 +104,13 @@ class Reads:
     def give_up(self, file: ModelFile, waiting: Waiting) -> ModelfsError | None:
         return self._reader.give_up(file, waiting)
 
-    def take_room(self) -> bytearray:
+    def take_room(self) -> mmap.mmap:
         try:
             return self._rooms.pop()
         except IndexError:
-            return bytearray(protocol.LARGEST_READ)
+            return page_buffer(protocol.LARGEST_READ)
 
-    def leave_room(self, room: bytearray) -> None:
+    def leave_room(self, room: mmap.mmap) -> None:
         if len(self._rooms) < _KEPT_ROOMS:
             self._rooms.append(room)
 
@@ -119,7 +120,7 @@ class _ParkedRead:
 
     def __init__(self, reads: Reads, unique: int, file: ModelFile, size: int) -> None:
         self._reads, self._unique, self._file, self._size = reads, unique, file, size
-        self._room: bytearray | None = None
+        self._room: mmap.mmap | None = None
         self.waiting: Waiting | None = None  # set a moment after the request was put aside
 
     def room(self) -> memoryview:

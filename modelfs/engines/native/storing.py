@@ -21,6 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from modelfs.cache.cache_file import Read
+from modelfs.cache.system import page_buffer
 from modelfs.engines.native.connection import Connection
 from modelfs.logs import log_event, logger_for
 from modelfs.reading.readahead import Readahead
@@ -69,7 +70,7 @@ class StoreAhead:
         self._queue.put(None)
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(page_buffer(_PIECE))
         while (run := self._queue.get()) is not None:
             try:
                 if not self._store_whole(run):
