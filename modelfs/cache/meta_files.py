@@ -1,27 +1,37 @@
 """Small objects on disk beside the chunks: one file each, named by a hash of what it is, carrying a hash of itself.
 
 Rule: a file that is cut, flipped, or stands under another's name is a miss, and goes. One that is pinned (its
-owner's execute bit says so, which costs no second file and survives a crash) stays when others make room.
+owner's execute bit says so, which costs no second file and survives a crash) stays when others make room. No file is
+changed once it has its name: it is replaced, and who has the old one mapped keeps that.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
 import stat
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from blake3 import blake3
 
 from modelfs.cache.room import Room
-from modelfs.cache.system import LOCK_WAIT_S, disk_bytes, flock_within, write_all
+from modelfs.cache.system import LOCK_WAIT_S, disk_bytes, flock_within, page_buffer, write_all
 from modelfs.cache.usage import META
 from modelfs.errors import NoSpace
-from modelfs.units import MiB
+from modelfs.ids import Digest
+from modelfs.repository.held import Held
+from modelfs.units import KiB, MiB
 
-_MAGIC = b"mfsmeta\n"
-_HEAD = len(_MAGIC) + 32
+T = TypeVar("T")
+
+_MAGIC = b"mfsmeta2"
+_OLD_MAGIC = b"mfsmeta\n"  # whose hash was of kind, name and data in one go; such files stay readable
+_HEAD = len(_MAGIC) + 32  # 40 bytes: the columns behind it are aligned to 8 in the mapping
+_PIECE = 256 * KiB  # read and hashed while it is in the processor's cache
+_REST_PIECE = 8 * MiB  # madvise holds the interpreter, 1 ms for 16 MiB
 _TEMPORARY, _TEMPORARY_S = ".new-", 60.0
 _PINNED = stat.S_IXUSR
 
@@ -33,18 +43,38 @@ class MetaFiles:
         self._room = room
 
     def read(self, kind: str, name: str) -> bytes | None:
+        return self._sound(kind, name, lambda fd, size: _whole(fd, size, kind, name))
+
+    def map(self, kind: str, name: str, digest: Digest | None, large: int) -> Held | None:
+        """As `read`, but an object of `large` bytes or more is mapped, read-only. digest: of the object, where known;
+        then it is checked, too.
+
+        It is checked by reading, so a disk that fails is an OSError here. Later nobody looks: where the system dropped
+        a page and cannot read it again, or the file was cut in place (nobody but its owner may: the directory is his
+        alone, and no modelfs does), the process ends by SIGBUS, and a keeper starts another, which checks anew. A page
+        that comes back with other bytes gives wrong names, sizes or ids, as a disk that lies about any database does,
+        but no wrong chunk: each is checked by its id. Bounds of arrays are numpy's to keep.
+        Each mapping has a descriptor of its own, for as long as it lives.
+        """
+        def use(fd: int, size: int) -> Held | None:
+            if size - _HEAD < large:
+                data = _whole(fd, size, kind, name)
+                return None if data is None or digest not in (None, Digest.of(data)) else Held(data)
+            return _mapped(fd, size) if _is_sound(fd, size, kind, name, digest) else None
+        return self._sound(kind, name, use)
+
+    def _sound(self, kind: str, name: str, use: Callable[[int, int], T | None]) -> T | None:
+        """What use makes of the open file and its size; where that is None, the file goes."""
         path = self._room.meta / _file_name(kind, name)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            raw = bytearray(os.fstat(fd).st_size)
-            whole = os.preadv(fd, [raw], 0) == len(raw) > _HEAD - 1
-            data = bytes(memoryview(raw)[_HEAD:])
-            if whole and raw[:_HEAD] == _head(kind, name, data):
+            found = use(fd, os.fstat(fd).st_size)
+            if found is not None:
                 os.utime(fd)
-                return data
+                return found
             taken = disk_bytes(os.fstat(fd))
         finally:
             os.close(fd)
@@ -53,25 +83,58 @@ class MetaFiles:
         self._room.usage.change(META, -taken)
         return None
 
-    def write(self, kind: str, name: str, data: bytes) -> None:
-        """Raises NoSpace where it does not fit, OSError."""
+    def write(self, kind: str, name: str, data: bytes | memoryview, digest: Digest | None = None, *,
+              mapped: bool = False) -> Held | None:
+        """digest: of data, where known. mapped: hand out what was written, as `map` does; it is not read once more,
+        since it is this very file, and no other, that was just written. Raises NoSpace where it does not fit, OSError.
+        """
+        def fill(fd: int) -> bool:
+            write_all(fd, _head(kind, name, digest or Digest.of(data)), 0)
+            write_all(fd, data, _HEAD)
+            return True
+        return self._create(kind, name, len(data), fill, mapped)
+
+    def receive(self, kind: str, name: str, size: int, readinto: Callable[[memoryview], None],
+                digest: Digest) -> Held | None:
+        """An object of size bytes, as `write` with mapped, from who has it in pieces: never in memory as a whole, whose
+        first touch costs three times the hash. None where it does not hash to digest: then nothing was written.
+        Raises what readinto raises, too.
+        """
+        def fill(fd: int) -> bool:
+            hasher, end = blake3(), _HEAD + size
+            view = memoryview(page_buffer(_PIECE))
+            for at in range(_HEAD, end, _PIECE):
+                piece = view[:min(_PIECE, end - at)]
+                readinto(piece)
+                hasher.update(piece)
+                write_all(fd, piece, at)
+            write_all(fd, _head(kind, name, digest), 0)
+            return hasher.digest() == digest
+        return self._create(kind, name, size, fill, mapped=True)
+
+    def _create(self, kind: str, name: str, size: int, fill: Callable[[int], bool], mapped: bool) -> Held | None:
+        """fill: writes head and data, or says that they are not to be kept."""
         path = self._room.meta / _file_name(kind, name)
         block = self._room.block
-        reserved = -(-(_HEAD + len(data)) // block) * block
+        reserved = -(-(_HEAD + size) // block) * block
         usage = self._room.reserve(META, reserved)
         taken = 0
         try:
             new = self._room.meta / (_TEMPORARY + secrets.token_hex(8))
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                write_all(fd, _head(kind, name, data) + data, 0)
+                if not fill(fd):
+                    new.unlink()
+                    return None
                 taken = disk_bytes(os.fstat(fd))
                 old = path.stat() if path.exists() else None
                 if old is not None and old.st_mode & _PINNED:
                     os.fchmod(fd, 0o600 | _PINNED)
+                held = _mapped(fd, _HEAD + size) if mapped else None
                 os.rename(new, path)
                 taken -= disk_bytes(old) if old is not None else 0
-            except OSError:
+                return held
+            except BaseException:
                 new.unlink(missing_ok=True)
                 taken = 0
                 raise
@@ -157,5 +220,52 @@ def _file_name(kind: str, name: str) -> str:
     return blake3(f"{kind}\0{name}".encode()).hexdigest()
 
 
-def _head(kind: str, name: str, data: bytes) -> bytes:
-    return _MAGIC + blake3(f"{kind}\0{name}\0".encode()).update(data).digest()
+def _head(kind: str, name: str, digest: Digest) -> bytes:
+    return _MAGIC + blake3(f"{kind}\0{name}\0".encode()).update(digest).digest()
+
+
+def _old_head(kind: str, name: str) -> blake3:
+    """To be updated by the data."""
+    return blake3(f"{kind}\0{name}\0".encode())
+
+
+def _whole(fd: int, size: int, kind: str, name: str) -> bytes | None:
+    """The object in an open file, or None where it is not whole."""
+    raw = bytearray(size)
+    if os.preadv(fd, [raw], 0) != size or size < _HEAD:
+        return None
+    data = bytes(memoryview(raw)[_HEAD:])
+    old = raw.startswith(_OLD_MAGIC)
+    head = _OLD_MAGIC + _old_head(kind, name).update(data).digest() if old else _head(kind, name, Digest.of(data))
+    return data if raw[:_HEAD] == head else None
+
+
+def _is_sound(fd: int, size: int, kind: str, name: str, digest: Digest | None) -> bool:
+    """What `_whole` looks at, without the memory for it, and the digest."""
+    head = os.pread(fd, _HEAD, 0)
+    found = Digest(_updated(blake3(), fd, size).digest())
+    if digest not in (None, found):
+        return False
+    if head.startswith(_OLD_MAGIC):
+        return head == _OLD_MAGIC + _updated(_old_head(kind, name), fd, size).digest()
+    return head == _head(kind, name, found)
+
+
+def _updated(hasher: blake3, fd: int, size: int) -> blake3:
+    """By all that stands behind the head. Raises OSError."""
+    at, view = _HEAD, memoryview(page_buffer(_PIECE))
+    while at < size and (done := os.preadv(fd, [view[:min(_PIECE, size - at)]], at)):
+        hasher.update(view[:done])
+        at += done
+    return hasher
+
+
+def _mapped(fd: int, size: int) -> Held:
+    """The object in an open file that is whole. Raises OSError."""
+    pages = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+
+    def rest() -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for start in range(0, size, _REST_PIECE):
+                pages.madvise(mmap.MADV_DONTNEED, start, min(_REST_PIECE, size - start))
+    return Held(memoryview(pages)[_HEAD:], rest)

@@ -54,15 +54,15 @@ def serialise(manifest_id: ObjectId, row_places: list[Place], heads: set[ObjectI
                              {"modelfs": "layout", "manifest": manifest_id.hex()})
 
 
-def parse(manifest_id: ObjectId, data: bytes | memoryview, rows: int, chunk_size: int) -> Layout:
-    """rows: how many the manifest has. Raises Malformed."""
+def parse(manifest_id: ObjectId, data: bytes | memoryview, rows: int | None, chunk_size: int) -> Layout:
+    """rows: how many the manifest has, None where that is not known yet. Raises Malformed."""
     table = columns.parse(data, f"layout of {manifest_id.hex()[:16]}")
     if table.scalars.get("manifest") != manifest_id.hex():
         raise Malformed(table.what, why="it belongs to another manifest")
     places = PlaceTable.from_columns(table, chunk_size)
     row_place = table.get("row_place", "U32", rows=rows)
     heads = table.get("heads", "U32")
-    if rows and int(row_place.max()) >= len(places):
+    if len(row_place) and int(row_place.max()) >= len(places):
         raise Malformed(table.what, why="a row names a place that is not there")
     if len(heads) and int(heads.max()) >= len(places.packs):
         raise Malformed(table.what, why="a head pack that is not there")

@@ -9,7 +9,9 @@ import difflib
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from modelfs.errors import (
@@ -21,6 +23,7 @@ from modelfs.errors import (
     NotFound,
     ObjectMissing,
     SwapLost,
+    Unavailable,
     Unsupported,
 )
 from modelfs.ids import ModelName, ModelRef, ObjectId
@@ -29,12 +32,13 @@ from modelfs.repository.absent import is_web_page, no_repository, refuse_hub_pag
 from modelfs.repository.beside import beside
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.held import Held
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Index, Located
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.records import Record, canonical
-from modelfs.stores.store import Fetched, ObjectStore
+from modelfs.stores.store import LARGE_BYTES, Fetched, ObjectStore
 from modelfs.units import Deadline, KiB, MiB, rfc3339, show_size
 
 FORMAT = 1
@@ -46,11 +50,22 @@ _MAX_COLUMNS_BYTES = 4096 * MiB
 
 
 class ObjectCache(Protocol):
-    """Keeps small objects of a repository nearer than its store. A miss is never an error."""
+    """Keeps objects of a repository nearer than its store. A miss is never an error."""
 
     def get(self, kind: str, name: str) -> bytes | None: ...
 
     def put(self, kind: str, name: str, data: bytes) -> None: ...
+
+    def hold(self, kind: str, name: str, digest: ObjectId | None = None) -> Held | None:
+        """As `get`, without a copy of what is large. digest: what the data must hash to, where that is known."""
+
+    def keep(self, kind: str, name: str, data: bytes | memoryview, digest: ObjectId | None = None) -> Held:
+        """As `put`; what is held then: the object that was kept, or data itself. digest: of data, where known."""
+
+    def receive(self, kind: str, name: str, size: int, readinto: Callable[[memoryview], None],
+                digest: ObjectId) -> Held | None:
+        """As `keep`, from who hands out size bytes in pieces; None where it was not kept, for whatever reason, or does
+        not hash to digest. Raises what readinto raises."""
 
 
 class NoCache:
@@ -60,6 +75,16 @@ class NoCache:
         return None
 
     def put(self, kind: str, name: str, data: bytes) -> None:
+        return None
+
+    def hold(self, kind: str, name: str, digest: ObjectId | None = None) -> Held | None:
+        return None
+
+    def keep(self, kind: str, name: str, data: bytes | memoryview, digest: ObjectId | None = None) -> Held:
+        return Held(data)
+
+    def receive(self, kind: str, name: str, size: int, readinto: Callable[[memoryview], None],
+                digest: ObjectId) -> Held | None:
         return None
 
 
@@ -229,16 +254,18 @@ class Repository:
                        "`modelfs ls` shows what there is.")
 
     def history_at(self, digest: ObjectId, model: ModelName, deadline: Deadline) -> History:
-        return history.parse(self._named("history", digest, keys.history(digest), history.MAX_HISTORY_BYTES,
-                                         deadline), model)
+        return history.parse(self._history(digest, deadline), model)
 
     def versions(self, rows: History, deadline: Deadline) -> list[Version]:
         """All that are not removed, newest first, sealed segments too."""
         gone, out = rows.removed_numbers, list(rows.versions)[::-1]
         for part in reversed(rows.segments):
-            data = self._named("history", part.digest, keys.history(part.digest), history.MAX_HISTORY_BYTES, deadline)
+            data = self._history(part.digest, deadline)
             out += [row for row in reversed(history.parse_segment(data, rows.model, part)) if row.number not in gone]
         return out
+
+    def _history(self, digest: ObjectId, deadline: Deadline) -> bytes:
+        return bytes(self._named("history", digest, keys.history(digest), history.MAX_HISTORY_BYTES, deadline).data)
 
     def version(self, rows: History, number: int, deadline: Deadline) -> Version:
         """Raises NotFound."""
@@ -264,43 +291,51 @@ class Repository:
         return Resolved(self.version(rows, number, deadline), tag, rows)
 
     def manifest(self, id: ObjectId, deadline: Deadline) -> Manifest:
-        data = self._named("manifest", id, keys.manifest(id), _MAX_COLUMNS_BYTES, deadline)
-        return manifest.parse(id, data, self.info.chunk_size)
+        held = self._named("manifest", id, keys.manifest(id), _MAX_COLUMNS_BYTES, deadline)
+        found = manifest.parse(id, held.data, self.info.chunk_size)
+        held.rest()
+        return found
 
     def manifest_and_layout(self, id: ObjectId, deadline: Deadline) -> tuple[Manifest, Layout | ModelfsError]:
         """In one round trip. What is cached can be read without a layout: its error is returned."""
-        kept = self.cache.get("layout", id.hex())
-        fetch = beside(lambda: self._fetch_layout(id, deadline, fresh=False)) if kept is None else None
+        kept = self.cache.hold("layout", id.hex())
+        fetch: Callable[[], Held] = partial(self._fetch_layout, id, deadline, fresh=False)
+        if kept is None:
+            fetch = beside(fetch)
         found = self.manifest(id, deadline)
         try:
-            return found, self._layout(found, kept, fetch or (lambda: self._fetch_layout(id, deadline, fresh=False)))
+            return found, self._layout(found, kept, fetch)
         except ModelfsError as error:
             return found, error
 
     def layout(self, of: Manifest, deadline: Deadline, *, fresh: bool = False) -> Layout:
         """From the cache unless fresh. A false one costs a retry, so it is not checked beyond its form."""
-        kept = None if fresh else self.cache.get("layout", of.id.hex())
-        return self._layout(of, kept, lambda: self._fetch_layout(of.id, deadline, fresh=fresh))
+        kept = None if fresh else self.cache.hold("layout", of.id.hex())
+        return self._layout(of, kept, partial(self._fetch_layout, of.id, deadline, fresh=fresh))
 
-    def _fetch_layout(self, of: ObjectId, deadline: Deadline, *, fresh: bool) -> Fetched:
+    def _fetch_layout(self, of: ObjectId, deadline: Deadline, *, fresh: bool) -> Held:
+        """Kept only after a look: a malformed one must not take a good one's place."""
         fetched = self.store.get(keys.layout(of), deadline, limit=_MAX_COLUMNS_BYTES, fresh=fresh)
         assert fetched is not None
-        return fetched
+        layout.parse(of, fetched.content, None, self.info.chunk_size)
+        return self.cache.keep("layout", of.hex(), fetched.content)
 
-    def _layout(self, of: Manifest, kept: bytes | None, fetch: Callable[[], Fetched]) -> Layout:
+    def _layout(self, of: Manifest, kept: Held | None, fetch: Callable[[], Held]) -> Layout:
         if kept is not None:
-            try:
-                return layout.parse(of.id, kept, len(of.chunk_ids), self.info.chunk_size)
-            except Malformed:
-                pass  # the store's is as good
-        fetched = fetch()
-        parsed = layout.parse(of.id, fetched.data, len(of.chunk_ids), self.info.chunk_size)
-        self.cache.put("layout", of.id.hex(), fetched.data)
-        return parsed
+            with suppress(Malformed):  # the store's is as good
+                return self._parsed_layout(of, kept)
+        return self._parsed_layout(of, fetch())
+
+    def _parsed_layout(self, of: Manifest, held: Held) -> Layout:
+        found = layout.parse(of.id, held.data, len(of.chunk_ids), self.info.chunk_size)
+        held.rest()
+        return found
 
     def index(self, id: ObjectId, deadline: Deadline) -> Index:
-        data = self._named("index", id, keys.index(id), _MAX_COLUMNS_BYTES, deadline)
-        return index.parse(data, f"index {id.hex()[:16]}", self.info.chunk_size)
+        held = self._named("index", id, keys.index(id), _MAX_COLUMNS_BYTES, deadline)
+        found = index.parse(held.data, f"index {id.hex()[:16]}", self.info.chunk_size)
+        held.rest()
+        return found
 
     def indexes(self, found: Catalog, deadline: Deadline) -> list[Index]:
         return [self.index(id, deadline) for id in found.indexes]
@@ -328,17 +363,28 @@ class Repository:
             stream.readinto(out)
         return out
 
-    def _named(self, kind: str, digest: ObjectId, key: str, limit: int, deadline: Deadline) -> bytes:
+    def _named(self, kind: str, digest: ObjectId, key: str, limit: int, deadline: Deadline) -> Held:
         """An object whose name is its digest, from the cache or the store; asked once more past caches where
         it does not hash to it."""
-        data = self.cache.get(kind, digest.hex())
-        if data is not None and ObjectId.of(data) == digest:
-            return data
+        kept = self.cache.hold(kind, digest.hex(), digest)
+        if kept is None and self.store.url.startswith("file:"):
+            kept = self._received(kind, digest, key, limit, deadline)
+        if kept is not None:
+            return kept
         for fresh in (False, True):
             fetched = self.store.get(key, deadline, limit=limit, fresh=fresh)
             assert fetched is not None
-            if ObjectId.of(fetched.data) == digest:
-                self.cache.put(kind, digest.hex(), fetched.data)
-                return fetched.data
+            if ObjectId.of(fetched.content) == digest:
+                return self.cache.keep(kind, digest.hex(), fetched.content, digest)
         raise IntegrityError(f"{kind} {digest.hex()[:16]}", where=self.store.url, why="its hash differs",
                              advice="`modelfs verify` shows what else is damaged.")
+
+    def _received(self, kind: str, digest: ObjectId, key: str, limit: int, deadline: Deadline) -> Held | None:
+        """A large object of a local store, piece by piece: to ask for its size first costs no round trip. None where
+        `get` may do better, or says what is wrong."""
+        with suppress(Unavailable, Malformed, ObjectMissing):
+            size = self.store.stat(key, deadline).size
+            if LARGE_BYTES <= size <= limit:
+                with self.store.open_range(key, 0, size, deadline) as stream:
+                    return self.cache.receive(kind, digest.hex(), size, stream.readinto, digest)
+        return None

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -34,7 +35,7 @@ from modelfs.errors import (
 )
 from modelfs.stores.file_range import FileRange, pread_all
 from modelfs.stores.names import check_key, check_prefix, check_range, is_key
-from modelfs.stores.store import Buffer, Fetched, ObjectInfo
+from modelfs.stores.store import Buffer, Fetched, ObjectInfo, as_content, room_for
 from modelfs.units import Deadline, MiB
 
 _LOCK = ".lock"
@@ -68,12 +69,15 @@ class FileStore:
                 if size > limit:
                     raise Malformed("an object is too large", where=self._where(key),
                                     why=f"{size} bytes where at most {limit} are expected")
-                data = bytearray(size)
-                pread_all(fd, memoryview(data), 0, self._where(key))
+                data = room_for(size)
+                pread_all(fd, data, 0, self._where(key))
             finally:
                 os.close(fd)
-        found = _etag_of(data)
-        return None if found == etag else Fetched(bytes(data), found)
+        content = as_content(data)
+        if etag is None:
+            return Fetched(content, partial(_etag_of, content))  # most who read a large object need none
+        found = _etag_of(content)
+        return None if found == etag else Fetched(content, found)
 
     def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> FileRange:
         check_key(key)

@@ -28,6 +28,7 @@ from modelfs.errors import (
     Unavailable,
     WrongServer,
 )
+from modelfs.stores.store import as_content, room_for
 from modelfs.units import Deadline, KiB, MiB
 
 _MAX_SKIP = 64 * MiB  # the largest pack: what a server without ranges may make us read in vain
@@ -137,13 +138,13 @@ class Answer:
                 raise Unavailable("a store broke off", where=self.where, why=f"{len(missing)} bytes are missing")
             missing = missing[size:]
 
-    def read_to_end(self, limit: int) -> bytes | None:
-        """The whole body, or None where it has more than limit bytes."""
+    def read_to_end(self, limit: int) -> bytes | memoryview | None:
+        """The whole body, as a Fetched has it, or None where it has more than limit bytes."""
         length = self.length()
         if length is not None:
-            data = bytearray(length)
-            self.readinto(memoryview(data))
-            return bytes(data)
+            view = room_for(length)
+            self.readinto(view)
+            return as_content(view)
         data = bytearray()
         try:
             while piece := self._body.read1(min(limit + 1 - len(data), MiB)):
@@ -154,7 +155,7 @@ class Answer:
             raise failure(error, self._deadline, self.where) from error
         except ValueError as error:
             raise self._wrong(str(error)) from error
-        return bytes(data)
+        return as_content(memoryview(data))
 
     def close(self) -> None:
         """Keep the connection where the answer was read, or little of it is left; else end it."""
@@ -185,7 +186,7 @@ class Answer:
         if not (self.header("Content-Type") or "").startswith("text/plain") or not length or length > _REASON:
             return ""
         try:
-            text = (self.read_to_end(_REASON) or b"").decode("utf-8", "replace")
+            text = bytes(self.read_to_end(_REASON) or b"").decode("utf-8", "replace")
         except Unavailable:
             return ""  # the status says enough
         return ": " + " ".join("".join(char if char.isprintable() else " " for char in text).split())

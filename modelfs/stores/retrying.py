@@ -159,7 +159,7 @@ class MeteredStore:
         self._metrics.add("requests")
         found = self.store.get(key, deadline, limit=limit, etag=etag, fresh=fresh)
         if found is not None:
-            self._metrics.add("bytes_fetched", len(found.data))
+            self._metrics.add("bytes_fetched", len(found.content))
         return found
 
     def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> RangeStream:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,13 @@ from transfer.pushed import (
 
 from modelfs.errors import IntegrityError, Unavailable
 from modelfs.ids import ModelRef, ObjectId
-from modelfs.reading.versions import LoadedVersion
+from modelfs.reading.versions import LoadedVersion, NoChunkCache, Versions
 from modelfs.repository import keys, layout
 from modelfs.repository.places import Place
 from modelfs.repository.repository import Repository
+from modelfs.stores.file_store import FileStore
+from modelfs.stores.store import Fetched
+from modelfs.units import Deadline
 
 DATA = noise(1, 30 * CHUNK)
 FILES = {"w.bin": DATA, "config.json": b"{}"}
@@ -170,3 +176,32 @@ def test_packs_are_looked_up_by_the_newest_catalog(tmp_path: Path) -> None:
         push_files(repository, {"copy.bin": DATA, "more.bin": noise(5, CHUNK)}, "lab/copy")
         assert r.read(file) == DATA
     assert repository.resolve(repository.catalog(soon()).catalog, ModelRef.parse(MODEL), soon())
+
+
+class Noting(FileStore):
+    """Notes the priority of every thread that reads an object of one kind."""
+
+    def __init__(self, root: Path, kind: str) -> None:
+        super().__init__(root)
+        self.kind, self.priorities = kind, list[int]()
+
+    def get(self, key: str, deadline: Deadline, *, limit: int, etag: str | None = None,
+            fresh: bool = False) -> Fetched | None:
+        if key.startswith(self.kind):
+            self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return super().get(key, deadline, limit=limit, etag=etag, fresh=fresh)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives threads a priority of their own")
+@pytest.mark.parametrize("kind", [keys.MANIFESTS, keys.LAYOUTS])
+def test_a_version_that_is_loaded_beside_another_gives_way_to_its_readers(tmp_path: Path, kind: str) -> None:
+    made = make_repository(tmp_path / "r")
+    ids = [ObjectId.from_hex(push_files(made, {"w.bin": noise(seed, CHUNK)}).manifest) for seed in range(3)]
+    store = Noting(tmp_path / "r", kind)
+    versions = Versions(Repository.open(store, soon()), NoChunkCache(), soon)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    for id in ids:
+        assert versions.load(id).manifest.id == id
+    first, *later = store.priorities
+    assert first == own < 10 and later == [10, 10]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own

@@ -65,6 +65,15 @@ def test_what_was_written_is_read(tree: tuple[list[FileEntry], list[ChunkId], li
     assert found.find("not/there/at all") is None
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 1 << 16])
+def test_offsets_are_sums_of_lengths_wherever_a_slab_ends(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(manifest, "_SUM_ROWS", rows)
+    files = {"a": bytes(3 * CHUNK + 5), "b": b"", "c": bytes(CHUNK), "d": b"22"}
+    found = manifest.parse(ID, manifest.serialise(*rows_of(files), []), CHUNK)
+    ends = [0, CHUNK, 2 * CHUNK, 3 * CHUNK, 3 * CHUNK + 5, 4 * CHUNK + 5, 4 * CHUNK + 7]
+    assert found.offsets.tolist() == ends and found.decoded_bytes == ends[-1]
+
+
 def test_a_path_that_the_system_could_not_decode_is_not_found() -> None:
     found = manifest.parse(ID, manifest.serialise(*rows_of({"a": b"x"}), []), CHUNK)
     assert found.find("\udcff") is None
@@ -161,6 +170,13 @@ def test_a_malicious_manifest_is_malformed(what: str) -> None:
     manifest.parse(ID, spoiled(lambda table: None), CHUNK)
     with pytest.raises(Malformed):
         manifest.parse(ID, spoiled(MALICIOUS[what]), CHUNK)
+
+
+def test_the_first_path_that_is_wrong_is_named() -> None:
+    for paths, says in (((b"a", b"b//x", b"../y"), r"a path is absolute, or with an empty.*b//x"),
+                        ((b"b", b"a/x", b"d/"), r"not in order, double, or a file is a directory too.*a/x")):
+        with pytest.raises(Malformed, match=says):
+            manifest.parse(ID, spoiled(set_paths(*paths)), CHUNK)
 
 
 def test_files_without_rows_and_rows_without_files_are_malformed() -> None:

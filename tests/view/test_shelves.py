@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ from repository.builder import Builder, deadline
 from transfer.pushed import eventually, in_background
 
 from modelfs.errors import Unavailable
-from modelfs.ids import ModelName
+from modelfs.ids import ModelName, ObjectId
+from modelfs.repository.held import Held
 from modelfs.repository.repository import Repository
 from modelfs.stores.http_store import HttpStore
 from modelfs.units import Deadline
@@ -31,6 +32,18 @@ class Kept:
 
     def put(self, kind: str, name: str, data: bytes) -> None:
         self.objects[kind, name] = data
+
+    def hold(self, kind: str, name: str, digest: ObjectId | None = None) -> Held | None:
+        data = self.get(kind, name)
+        return None if data is None else Held(data)
+
+    def keep(self, kind: str, name: str, data: bytes | memoryview, digest: ObjectId | None = None) -> Held:
+        self.put(kind, name, bytes(data))
+        return Held(data)
+
+    def receive(self, kind: str, name: str, size: int, readinto: Callable[[memoryview], None],
+                digest: ObjectId) -> Held | None:
+        return None
 
 
 @pytest.fixture
