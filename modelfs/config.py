@@ -6,6 +6,7 @@ one BadInput that names the place, the key, the value and what is allowed. The e
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,9 +25,10 @@ LogFormat = Literal["text", "json"]
 
 MAX_FILE_BYTES = 1 << 20
 _MAX_SIZE = (1 << 63) - 1
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.:_/\[\]-]{1,300}")
 _MAX_SECONDS = 30 * 86400.0
 N = TypeVar("N", int, float)
-_SCHEMES = ("http://", "https://", "file://")
+_SCHEMES = ("http://", "https://", "file://", "s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,17 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class RemoteConfig:
-    """urls: at least one; mirrors of the same repository, in order of preference."""
+    """urls: at least one; mirrors of the same repository, in order of preference. endpoint, region, anonymous: of
+    object stores; None: what the environment says."""
 
     name: str
     urls: tuple[str, ...]
     token_file: Path | None = None
     key_file: Path | None = None
     passphrase_file: Path | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +354,18 @@ def _urls(value: Any, environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _endpoint(value: Any, environ: Mapping[str, str]) -> str:
+    if not isinstance(value, str) or not _ENDPOINT.fullmatch(value):
+        raise ValueError
+    return value.rstrip("/")
+
+
+def _region(value: Any, environ: Mapping[str, str]) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9-]{1,60}", value):
+        raise ValueError
+    return value
+
+
 def _defaults(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         "cache.directory": str(paths.cache_dir(environ)),
@@ -388,11 +406,14 @@ _KEYS: dict[str, _Key] = {
     "log.format": _Key(*_one_of(LogFormat)),
 }
 _REMOTE_KEYS: dict[str, _Key] = {
-    "urls": _Key(_urls, "a list of one or more of http://…, https://…, file://… or absolute paths, "
-                        "without user names or passwords"),
+    "urls": _Key(_urls, "a list of one or more of http://…, https://…, file://…, s3://…, gs://…, az://… or absolute "
+                        "paths, without user names or passwords"),
     "token_file": _Key(_path, _A_PATH),
     "key_file": _Key(_path, _A_PATH),
     "passphrase_file": _Key(_path, _A_PATH),
+    "endpoint": _Key(_endpoint, "the http:// or https:// URL of an object store, without user name or password"),
+    "region": _Key(_region, "the name of a region, like eu-central-1"),
+    "anonymous": _Key(_bool, "true, false"),
 }
 FLAGS = {"cache.directory": "--cache-dir", "cache.size": "--cache-size", "cache.verify": "--verify",
          "fetch.deadline": "--deadline", "mount.engine": "--engine", "mount.poll": "--poll"}

@@ -134,6 +134,15 @@ def test_remotes_are_merged_key_by_key_over_the_files(places: Places) -> None:
     assert config.show()["remotes.lab.token_file"] == {"value": "/t", "source": str(places.user)}
 
 
+def test_a_remote_says_where_an_object_store_is(places: Places) -> None:
+    places.own.write_text('[remotes.lab]\nurls = ["s3://bucket/models"]\nendpoint = "http://127.0.0.1:9000/"\n'
+                          'region = "eu-central-1"\nanonymous = true\n')
+    config = places.load(own=True)
+    assert config.remotes["lab"] == RemoteConfig("lab", ("s3://bucket/models",), endpoint="http://127.0.0.1:9000",
+                                                 region="eu-central-1", anonymous=True)
+    assert config.show()["remotes.lab.anonymous"]["value"] is True
+
+
 @pytest.mark.parametrize(("text", "named"), [
     ('[cache]\nsized = "1 GiB"\n', ["cache.sized", "cache.size?"]),
     ('[casche]\nsize = "1 GiB"\n', ["casche", "cache?"]),
@@ -176,6 +185,12 @@ def test_remotes_are_merged_key_by_key_over_the_files(places: Places) -> None:
     ('[remotes.lab]\ntoken_file = "/t"\n', ["remotes.lab.urls", "missing"]),
     ('[remotes.lab]\nurls = ["/x"]\ntoken_file = "t"\n', ["remotes.lab.token_file", "'t'"]),
     ('[remotes.lab]\nurls = ["/x"]\nkey_file = "/k"\npassphrase_file = "/p"\n', ["key_file", "passphrase_file"]),
+    ('[remotes.lab]\nurls = ["s3://k:secret@bucket"]\n', ["remotes.lab.urls", "not shown"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\nendpoint = "host:9000"\n', ["remotes.lab.endpoint", "'host:9000'", "https://"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\nendpoint = "http://k:s@h"\n', ["remotes.lab.endpoint", "not shown"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\nendpoint = 9000\n', ["remotes.lab.endpoint", "9000"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\nregion = "a b"\n', ["remotes.lab.region", "'a b'", "eu-central-1"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\nanonymous = "yes"\n', ["remotes.lab.anonymous", "'yes'", "true, false"]),
     ('[remotes]\nlab = 1\n', ["remotes.lab", "1"]),
     ('[remotes."a/b"]\nurls = ["/x"]\n', ["a/b"]),
     ('[cache\nsize = 1\n', ["TOML", "line 1"]),

@@ -14,8 +14,9 @@ from modelfs.config import Config
 from modelfs.errors import NotFound
 from modelfs.metrics import Metrics
 from modelfs.repository.repository import ObjectCache, Repository
+from modelfs.stores.cloud_access import CloudOptions
 from modelfs.stores.file_store import FileStore
-from modelfs.stores.opening import is_http, open_store
+from modelfs.stores.opening import is_cloud, is_http, open_store
 from modelfs.stores.retrying import MeteredStore, RetryingStore, Tell
 from modelfs.stores.store import ObjectStore
 from modelfs.tokens import ClientToken
@@ -27,14 +28,17 @@ _NO_TOKEN = "It was asked without a token: name its file by MODELFS_TOKEN_FILE, 
 def store_at(config: Config, spec: str, metrics: Metrics | None = None, *, tell: Tell | None = None) -> ObjectStore:
     """The store that a REPO argument names: a path, a URL, or a remote of the configuration.
 
-    tell: is told when somebody waits because the store does not answer. Raises BadInput; Forbidden of a token file
-    that others can read.
+    tell: is told when somebody waits because the store does not answer, and of an object store that must have one
+    writer only. Raises BadInput; Forbidden of a token file that others can read.
     """
     remote = config.remotes.get(spec)
     url = remote.urls[0] if remote else spec
     token_file = (remote.token_file if remote else None) or config.token_file
     store: ObjectStore
-    if not is_http(url):
+    if is_cloud(url):
+        asked = CloudOptions(remote.endpoint, remote.region, remote.anonymous) if remote else None
+        store = open_store(url, connections=config.fetch.connections, cloud=asked, tell=tell)
+    elif not is_http(url):
         store = open_store(url)
     elif token_file is None:
         store = open_store(url, connections=config.fetch.connections, credentials=_NO_TOKEN)
@@ -45,9 +49,13 @@ def store_at(config: Config, spec: str, metrics: Metrics | None = None, *, tell:
 
 
 def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
-    """FileStore.sweep where the store is a directory; others keep no unfinished writes that we could see."""
+    """FileStore.sweep where the store is a directory; others keep no unfinished writes that we could see: object stores
+    abort an upload in parts that fails, and a lifecycle rule removes what a killed process left."""
     remote = config.remotes.get(spec)
-    store = open_store(remote.urls[0] if remote else spec)
+    url = remote.urls[0] if remote else spec
+    if is_cloud(url):
+        return None
+    store = open_store(url)
     return store.sweep if isinstance(store, FileStore) else None
 
 

@@ -1,6 +1,7 @@
 """From what a user writes for a repository to its store.
 
-Rule: nothing is asked of the store here, and the HTTP client is imported only where a URL needs it.
+Rule: nothing is asked of the store here, and the HTTP client, or the clouds' library, is imported only where a URL
+needs it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from modelfs.errors import BadInput
+from modelfs.stores.cloud_access import SCHEMES, CloudOptions
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.store import ObjectStore
 
@@ -18,29 +20,47 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-               verify: bool | str = True, credentials: str = "") -> ObjectStore:
-    """The store of a directory's path, a file:// URL or an http(s):// URL, without retries (see RetryingStore).
+               verify: bool | str = True, credentials: str = "", cloud: CloudOptions | None = None,
+               tell: Callable[[str], None] | None = None) -> ObjectStore:
+    """The store of a directory's path, a file:// URL, an http(s):// URL, or of s3://, gs:// or az://, without retries
+    (see RetryingStore).
 
-    connections, headers, verify, credentials: of HttpStore; a directory needs none of them. Raises BadInput.
+    connections: of all but a directory. headers, verify, credentials: of HttpStore. cloud, tell: of CloudStore.
+    Raises BadInput.
     """
-    found = _SCHEME.match(spec)
-    if not found:
+    scheme = _scheme_of(spec)
+    if scheme is None:
         if not spec or "\0" in spec:
             raise BadInput(f"not a repository {spec!r}", why="a path or a URL is needed")
         return FileStore(Path(spec))
-    scheme = found[1].lower()
     if scheme == "file":
         return FileStore(_path_of(spec))
     if scheme in ("http", "https"):
         from modelfs.stores.http_store import HttpStore  # 100 ms of imports that a local repository does without
         return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, verify=verify,
                          credentials=credentials)
-    raise BadInput(f"no store for {scheme}://", why="a repository is a path, file://, http:// or https://")
+    if scheme in SCHEMES:
+        try:
+            from modelfs.stores.cloud_store import CloudStore
+        except ModuleNotFoundError as error:
+            raise BadInput(f"no library for {scheme}://", why=f"{error.name} is not installed",
+                           advice="pip install 'modelfs[cloud]'") from error
+        return CloudStore(spec, cloud, connections=connections, tell=tell)
+    raise BadInput(f"no store for {scheme}://",
+                   why="a repository is a path, file://, http://, https://, s3://, gs:// or az://")
 
 
 def is_http(spec: str) -> bool:
+    return _scheme_of(spec) in ("http", "https")
+
+
+def is_cloud(spec: str) -> bool:
+    return _scheme_of(spec) in SCHEMES
+
+
+def _scheme_of(spec: str) -> str | None:
     found = _SCHEME.match(spec)
-    return found is not None and found[1].lower() in ("http", "https")
+    return found[1].lower() if found else None
 
 
 def _path_of(url: str) -> Path:

@@ -1,10 +1,13 @@
-"""What every store must do, whichever it is: the same tests over a directory, our server, nginx and a plain server.
+"""What every store must do, whichever it is: the same tests over a directory, our server, nginx, a plain server, and
+object stores behind two S3 servers.
 
 Rule: a store that cannot write (servers that only read) is filled through its directory, and must refuse by Forbidden.
+An object store is filled by boto3.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import s3servers
 from faultproxy import FaultProxy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +23,7 @@ from servers import nginx, own_server
 
 from modelfs.errors import BadInput, DeadlinePassed, Forbidden, Malformed, ObjectMissing, SwapLost
 from modelfs.metrics import Metrics
+from modelfs.stores.cloud_store import CloudStore
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.http_store import HttpStore
 from modelfs.stores.retrying import MeteredStore, RetryingStore
@@ -29,20 +34,21 @@ PACK = "packs/ab/ab" + "1" * 62
 LAYOUT = "layouts/cd/cd" + "2" * 62
 ABSENT = "packs/ee/ee" + "3" * 62
 CONTENT = bytes(range(256)) * 40 + b"end"
-KINDS = ("directory", "wrapped directory", "own server", "nginx", "plain server", "writable server")
-WRITABLE = ("directory", "wrapped directory", "writable server")
-LISTABLE = ("directory", "wrapped directory")
+KINDS = ("directory", "wrapped directory", "own server", "nginx", "plain server", "writable server",
+         *s3servers.SERVERS)
+WRITABLE = ("directory", "wrapped directory", "writable server", *s3servers.SERVERS)
+LISTABLE = ("directory", "wrapped directory", *s3servers.SERVERS)
 slow_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
                         max_examples=40)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """store: the one under test. behind: its directory, to fill it."""
+    """store: the one under test. behind: its directory, or bucket, to fill it."""
 
     kind: str
     store: ObjectStore
-    behind: FileStore
+    behind: FileStore | s3servers.Bucket
 
 
 def soon() -> Deadline:
@@ -68,9 +74,15 @@ def _store(kind: str, root: Path, scratch: Path, stack: ExitStack) -> ObjectStor
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Case]]:
     """One store of each kind for all tests of this module: its root is emptied between them."""
     made: dict[str, Case] = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         def case(kind: str) -> Case:
-            if kind not in made:
+            if kind not in made and kind in s3servers.SERVERS:
+                for name, value in s3servers.environ(kind).items():
+                    environment.setenv(name, value)
+                prefix = s3servers.new_prefix()
+                made[kind] = Case(kind, CloudStore(f"s3://{s3servers.BUCKET}/{prefix}"),
+                                  s3servers.Bucket(s3servers.endpoint(kind), prefix))
+            elif kind not in made:
                 base = tmp_path_factory.mktemp("store")
                 (base / "root").mkdir()
                 store = _store(kind, base / "root", base / "scratch", stack)
@@ -116,6 +128,16 @@ def get(store: ObjectStore, key: str, limit: int = MiB) -> bytes:
 def test_an_object_comes_back_as_it_was_stored(case: Case) -> None:
     case.behind.put(PACK, CONTENT, soon())
     assert get(case.store, PACK) == CONTENT
+
+
+def test_a_large_object_comes_back_without_a_copy_and_nobody_can_write_to_it(case: Case) -> None:
+    for size in (MiB - 1, MiB, 3 * MiB + 5):
+        data = random.Random(size).randbytes(size)
+        case.behind.put(PACK, data, soon())
+        found = case.store.get(PACK, soon(), limit=size)
+        assert found is not None and found.content == data == found.data
+        assert size < MiB or (isinstance(found.content, memoryview) and found.content.readonly)
+        assert found.etag is not None and case.store.get(PACK, soon(), limit=size, etag=found.etag) is None
 
 
 def test_an_empty_object_is_an_object(case: Case) -> None:
@@ -337,9 +359,12 @@ def test_listing_names_every_object_and_nothing_else(cases: Callable[[str], Case
     keys = sorted(["catalog.json", "modelfs.json", PACK, LAYOUT, "packs/ac/ac" + "1" * 62])
     for key in keys:
         case.store.put(key, b"12345", soon())
-    root = case.behind.root
-    (root / "packs" / ".hidden").write_bytes(b"x")
-    (root / "packs" / "UPPER").write_bytes(b"x")
+    if isinstance(case.behind, FileStore):
+        (case.behind.root / "packs" / ".hidden").write_bytes(b"x")
+        (case.behind.root / "packs" / "UPPER").write_bytes(b"x")
+    else:
+        case.behind.put("packs/.hidden", b"x", soon())
+        case.behind.put("packs/UPPER", b"x", soon())
     assert [info.key for info in case.store.list("", soon())] == keys
     assert {info.size for info in case.store.list("", soon())} == {5}
     assert [info.key for info in case.store.list("packs/ab", soon())] == [PACK]

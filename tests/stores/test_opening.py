@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,41 @@ def test_a_url_is_an_http_store(spec: str) -> None:
     assert open_store(spec).url == "http://x.example/repo"
 
 
-@pytest.mark.parametrize("spec", ["s3://bucket/x", "ftp://x", "gs://x"])
+@pytest.mark.parametrize("spec", ["ftp://x", "s3a://bucket/x", "hf://x/y"])
 def test_another_scheme_is_refused_with_what_is_supported(spec: str) -> None:
-    with pytest.raises(BadInput, match="a path, file://, http:// or https://"):
+    with pytest.raises(BadInput, match="a path, file://, http://, https://, s3://, gs:// or az://"):
         open_store(spec)
+
+
+@pytest.mark.parametrize(("spec", "url"), [
+    ("s3://bucket/a/b/", "s3://bucket/a/b"), ("S3://bucket", "s3://bucket"), ("s3://my.bucket-1/", "s3://my.bucket-1"),
+    ("gs://bucket/x", "gs://bucket/x"), ("az://container/x", "az://container/x"),
+])
+def test_a_url_of_an_object_store_is_one(monkeypatch: pytest.MonkeyPatch, spec: str, url: str) -> None:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "lab")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert open_store(spec).url == url
+
+
+@pytest.mark.parametrize("spec", ["s3://", "s3:///x", "s3://key:secret@bucket/x", "s3://bucket/x?y", "s3://bucket/a//b",
+                                  "s3://bucket/../x", "s3://bucket/a b", "s3://buck et/x", "gs://b/%20", "az://c/x"])
+def test_what_is_no_url_of_an_object_store_is_refused(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    for name in ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BadInput) as caught:
+        open_store(spec)
+    assert "secret" not in str(caught.value)
+
+
+def test_without_the_library_a_line_says_what_to_install() -> None:
+    code = ("import sys; sys.modules['obstore'] = None\n"
+            "from modelfs.stores.opening import open_store\n"
+            "try: open_store('s3://bucket/x')\n"
+            "except Exception as error: print(type(error).__name__, error)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True)
+    assert done.stdout.decode().startswith("BadInput ") and "pip install 'modelfs[cloud]'" in done.stdout.decode()
 
 
 @pytest.mark.parametrize("spec", ["", "a\0b", "file://host/x", "file://relative", "file:///a?b", "http://", "https://u:p@h/"])
@@ -37,7 +69,7 @@ def test_what_names_no_repository_is_refused(spec: str) -> None:
         open_store(spec)
 
 
-def test_a_directory_needs_no_http_client() -> None:
+def test_a_directory_needs_neither_an_http_client_nor_the_clouds_library() -> None:
     code = ("import sys; from modelfs.stores.opening import open_store; open_store('x');"
-            "sys.exit('requests' in sys.modules)")
+            "sys.exit(bool({'requests', 'obstore', 'asyncio', 'configparser'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
