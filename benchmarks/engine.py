@@ -100,7 +100,7 @@ def serve_modelfs(engine: str, repository: Path, cache: Path, mountpoint: Path) 
     metrics = Metrics()
     kept = Cache(cache, DiskShare(64 << 30), DiskShare(0), metrics)
     found = Repository.open(open_store(str(repository)), renew(), kept.meta)
-    fetcher = Fetcher(found.store, kept, metrics, connections=8, memory_bytes=256 * MiB, deadline_s=60)
+    fetcher = Fetcher(kept, metrics, connections=8, memory_bytes=256 * MiB, deadline_s=60)
     catalog = found.catalog(renew()).catalog
     version = found.resolve(catalog, ModelRef(ModelName("bench", "model")), renew()).version
     view = View(Library(found, catalog, renew), Versions(found, kept, renew), Reader(fetcher, metrics, 64 * MiB),

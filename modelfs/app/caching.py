@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelfs.app.repositories import deadline_of, naming_remotes, repository_at, store_at
+from modelfs.app.repositories import deadline_of, naming_remotes, readable_at, reading_store_at, store_at
 from modelfs.cache.cache import Cache
 from modelfs.cache.contents import CachedFile, Removal
 from modelfs.config import Config
@@ -276,8 +276,8 @@ def _warm_here(config: Config, spec: str, request: WarmRequest, progress: Progre
         if cache.status().limit_bytes == _ANY.size_bytes:  # no mount has a limit here, so ours holds
             cache.set_limits(config.cache.size, config.cache.min_free)
         cache.wait_until_counted(_COUNT_S)
-        repository = repository_at(config, spec, metrics, cache.meta, tell=tell)
-        fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
+        repository = readable_at(config, spec, metrics, cache.meta, tell=tell)
+        fetcher = Fetcher(cache, metrics, connections=config.fetch.connections,
                           memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
         try:
             versions = Versions(repository, cache, lambda: deadline_of(config).patient())
@@ -340,7 +340,7 @@ def _versions(cache: Cache, url: str | None, ref: ModelRef | None) -> Iterator[K
 
 def _current(cache: Cache, config: Config, spec: str, ref: ModelRef, tell: Tell) -> KnownVersion:
     """The version that ref names now, if the store says so soon, else the one that it named when it was asked last."""
-    store = store_at(config, spec, tell=tell)
+    store = reading_store_at(config, spec, tell=tell)
     deadline = deadline_of(config).sooner(_ASK_S)
     try:
         with naming_remotes(config, spec):

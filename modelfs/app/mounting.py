@@ -15,13 +15,13 @@ from typing import Any
 
 from modelfs import __version__, paths
 from modelfs.app.caching import Parts, remember_catalog, warm_for
-from modelfs.app.repositories import deadline_of, naming_remotes, store_at
+from modelfs.app.repositories import deadline_of, naming_remotes, reading_store_at
 from modelfs.cache.cache import Cache
 from modelfs.config import Config
 from modelfs.daemon import lifecycle, mountpoints
 from modelfs.daemon.kept import KeeperLink
 from modelfs.daemon.signals import threads_without_signals
-from modelfs.daemon.watch import CatalogWatch, StoreState
+from modelfs.daemon.watch import CatalogWatch
 from modelfs.engines.engine import choose_engine
 from modelfs.engines.native.nodes import from_line, to_line
 from modelfs.engines.options import MountOptions
@@ -128,7 +128,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
     if request.follow and (request.model is None or request.model.version):
         raise BadInput("nothing to follow", why="--follow goes with --model org/name or org/name:tag")
     metrics = Metrics(keeper.state.counters()) if keeper else Metrics()
-    store = store_at(config, request.spec, metrics, tell=say)
+    store = reading_store_at(config, request.spec, metrics, tell=say)
     options = MountOptions(mountpoint, store.url, config.mount.allow_other)
     engine = choose_engine(config.mount.engine, options, config.cache, keeper)
     with ExitStack() as undo:
@@ -138,7 +138,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
         undo.callback(cache.close)
         seen = SeenSerials(place.state_dir)
         with naming_remotes(config, request.spec):
-            repository, begun_with, state = _begin(live, store, cache, seen, say)
+            repository, begun_with = _begin(live, store, cache, seen, say)
         note_repository(cache, store.url)
         _warn_of_a_small_cache(config, cache, repository.info.chunk_size, say)
 
@@ -152,7 +152,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
         if not isinstance(shown, Everything):
             versions.load(shown.version.manifest)
         with threads_without_signals():
-            fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
+            fetcher = Fetcher(cache, metrics, connections=config.fetch.connections,
                               memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s)
         undo.callback(fetcher.close)
         always = config.cache.verify == "always"
@@ -165,7 +165,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
         reader = Reader(fetcher, metrics, config.fetch.readahead_bytes, always=always, checker=checker,
                         hydration=hydration)
         view = View(library, versions, reader, metrics, shown)
-        watch = CatalogWatch(repository, begun_with, state, poll_s=config.mount.poll_s, renew=live.renew,
+        watch = CatalogWatch(repository, begun_with, poll_s=config.mount.poll_s, renew=live.renew,
                              remember=remember)
         undo.callback(watch.stop)
         began = keeper.state.mounted_s if keeper else time.monotonic()
@@ -207,7 +207,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
 
 
 def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
-           say: Callable[[str], None]) -> tuple[Repository, CatalogState, StoreState]:
+           say: Callable[[str], None]) -> tuple[Repository, CatalogState]:
     """The repository and its catalog, from the cache where the store does not answer, or has a newer one whose
     histories of warmed models cannot be had: the watch moves on to that. Raises Unavailable where the cache has none.
     """
@@ -218,7 +218,6 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
     except IntegrityError as error:
         log_event(_LOG, "warning", "catalog.cached", store=store.url, why=str(error))
     deadline = live.renew() if remembered is None else live.renew().sooner(_CACHED_WAIT_S)
-    began = time.monotonic()
     try:
         repository, found = Repository.open_with_catalog(store, deadline, cache.meta)
     except Unavailable as error:
@@ -226,8 +225,9 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
             raise
         say(f"warning: {_sentence(error)} Starting from the cache, as of {remembered.created}.")
         log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial, why=str(error))
-        return kept, CatalogState(remembered, None), StoreState(store.url, "unreachable", None, 1)
-    latency_ms = round((time.monotonic() - began) * 1000, 3)
+        for replica in kept.replicas.replicas:
+            kept.replicas.failed(replica, error)
+        return kept, CatalogState(remembered, None)
     if kept is not None and kept.info.id != repository.info.id:  # another one stands there now
         remembered = None
     kept_serial = remembered.serial if remembered else 0
@@ -237,7 +237,6 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
         log_event(_LOG, "warning", "catalog.older", store=store.url, seen=newest, offered=found.catalog.serial,
                   why="a copied or restored repository?")
     seen.note(repository.info.id, found.catalog.serial)
-    state = StoreState(store.url, "ok", latency_ms)
     # what this mount shows, its next start without the store shows, too
     if kept_serial <= found.catalog.serial and not remember_catalog(cache, repository, found.catalog, deadline) \
             and remembered is not None:
@@ -245,8 +244,8 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
             f"{remembered.created}.")
         log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial,
                   offered=found.catalog.serial, why="the newer one names a history that cannot be had")
-        return repository, CatalogState(remembered, None), state
-    return repository, found, state
+        return repository, CatalogState(remembered, None)
+    return repository, found
 
 
 def _shown(request: MountRequest, repository: Repository, begun_with: CatalogState, live: _Live,

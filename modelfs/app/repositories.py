@@ -13,39 +13,61 @@ from pathlib import Path
 from modelfs.config import Config
 from modelfs.errors import NotFound
 from modelfs.metrics import Metrics
+from modelfs.repository import keys
 from modelfs.repository.repository import ObjectCache, Repository
 from modelfs.stores.cloud_access import CloudOptions
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import is_cloud, is_http, open_store
+from modelfs.stores.replicas import Replicas
 from modelfs.stores.retrying import MeteredStore, RetryingStore, Tell
 from modelfs.stores.store import ObjectStore
 from modelfs.tokens import ClientToken
 from modelfs.units import Deadline
 
+_MIRRORED_STALL_S = 4.0  # the next mirror is asked instead
 _NO_TOKEN = "It was asked without a token: name its file by MODELFS_TOKEN_FILE, or as token_file of a remote."
 
 
 def store_at(config: Config, spec: str, metrics: Metrics | None = None, *, tell: Tell | None = None) -> ObjectStore:
-    """The store that a REPO argument names: a path, a URL, or a remote of the configuration.
+    """The store that a REPO argument names: a path, a URL, or a remote of the configuration, of which it is the first.
 
     tell: is told when somebody waits because the store does not answer, and of an object store that must have one
     writer only. Raises BadInput; Forbidden of a token file that others can read.
     """
+    return RetryingStore(stores_of(config, spec, metrics, tell=tell)[0], metrics, tell=tell)
+
+
+def reading_store_at(config: Config, spec: str, metrics: Metrics | None = None, *,
+                     tell: Tell | None = None) -> ObjectStore:
+    """As `store_at`, for those who only read: of a remote with mirrors, whichever can answer."""
+    stores = stores_of(config, spec, metrics, tell=tell)
+    store = stores[0] if len(stores) == 1 else Replicas(stores, keys.agrees, metrics)
+    return RetryingStore(store, metrics, tell=tell)
+
+
+def stores_of(config: Config, spec: str, metrics: Metrics | None = None, *,
+              tell: Tell | None = None) -> list[ObjectStore]:
+    """Of a remote, all in order of preference; without retries. Raises as `store_at`."""
     remote = config.remotes.get(spec)
-    url = remote.urls[0] if remote else spec
     token_file = (remote.token_file if remote else None) or config.token_file
-    store: ObjectStore
+    urls = remote.urls if remote else (spec,)
+    cloud = CloudOptions(remote.endpoint, remote.region, remote.anonymous) if remote else None
+    stall_s = _MIRRORED_STALL_S if len(urls) > 1 else None
+    stores = [_open(config, url, token_file, cloud, stall_s, tell) for url in urls]
+    return [MeteredStore(store, metrics) for store in stores] if metrics else stores
+
+
+def _open(config: Config, url: str, token_file: Path | None, cloud: CloudOptions | None, stall_s: float | None,
+          tell: Tell | None) -> ObjectStore:
+    connections = config.fetch.connections
     if is_cloud(url):
-        asked = CloudOptions(remote.endpoint, remote.region, remote.anonymous) if remote else None
-        store = open_store(url, connections=config.fetch.connections, cloud=asked, tell=tell)
-    elif not is_http(url):
-        store = open_store(url)
-    elif token_file is None:
-        store = open_store(url, connections=config.fetch.connections, credentials=_NO_TOKEN)
-    else:
-        store = open_store(url, connections=config.fetch.connections, headers=ClientToken(token_file).headers,
-                           credentials=f"It was asked with the token in {token_file}.")
-    return RetryingStore(MeteredStore(store, metrics) if metrics else store, metrics, tell=tell)
+        return open_store(url, connections=connections, cloud=cloud, tell=tell)
+    if not is_http(url):
+        return open_store(url)
+    if token_file is None:
+        return open_store(url, connections=connections, credentials=_NO_TOKEN, stall_s=stall_s)
+    return open_store(url, connections=connections, headers=ClientToken(token_file).headers,
+                      credentials=f"It was asked with the token in {token_file}.", stall_s=stall_s)
 
 
 def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
@@ -66,9 +88,16 @@ def deadline_of(config: Config) -> Deadline:
 
 def repository_at(config: Config, spec: str, metrics: Metrics | None = None, cache: ObjectCache | None = None, *,
                   tell: Tell | None = None) -> Repository:
-    """tell: of store_at. Raises NotFound, Unavailable, IntegrityError."""
+    """For those who write, too. tell: of store_at. Raises NotFound, Unavailable, IntegrityError."""
     with naming_remotes(config, spec):
         return Repository.open(store_at(config, spec, metrics, tell=tell), deadline_of(config), cache)
+
+
+def readable_at(config: Config, spec: str, metrics: Metrics | None = None, cache: ObjectCache | None = None, *,
+                tell: Tell | None = None) -> Repository:
+    """As `repository_at`, for those who only read."""
+    with naming_remotes(config, spec):
+        return Repository.open(reading_store_at(config, spec, metrics, tell=tell), deadline_of(config), cache)
 
 
 @contextmanager

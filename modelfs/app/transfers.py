@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from modelfs.app.repositories import deadline_of, repository_at
+from modelfs.app.repositories import deadline_of, readable_at
 from modelfs.config import Config
 from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
@@ -30,11 +30,11 @@ class Transfer:
 
 @contextmanager
 def transfer(config: Config, spec: str, tell: Tell) -> Iterator[Transfer]:
-    """Raises as repository_at."""
+    """Raises as readable_at."""
     metrics = Metrics()
-    repository = repository_at(config, spec, metrics, tell=tell)
+    repository = readable_at(config, spec, metrics, tell=tell)
     cache = NoChunkCache()
-    fetcher = Fetcher(repository.store, cache, metrics, connections=config.fetch.connections,
+    fetcher = Fetcher(cache, metrics, connections=config.fetch.connections,
                       memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
     try:
         yield Transfer(repository, Versions(repository, cache, lambda: deadline_of(config).patient()), fetcher, metrics)

@@ -30,7 +30,7 @@ def command(session: Session, repo: str, model: str, path: str | None) -> None:
     from modelfs.maintenance.inspect import inspect
 
     config = session.config()
-    repository = repositories.repository_at(config, repo, tell=session.output.note)
+    repository = repositories.readable_at(config, repo, tell=session.output.note)
     found = inspect(repository, ref, path, deadline_s=config.fetch.deadline_s,
                     jobs=config.fetch.connections)
     session.output.document(_document(found))

@@ -25,7 +25,7 @@ def command(session: Session, repo: str, model: str) -> None:
     from modelfs.app import repositories
 
     config = session.config()
-    repository = repositories.repository_at(config, repo, tell=session.output.note)
+    repository = repositories.readable_at(config, repo, tell=session.output.note)
     catalog = repository.catalog(Deadline(config.fetch.deadline_s)).catalog
     history = repository.history(catalog, ref.model, Deadline(config.fetch.deadline_s))
     rows = repository.versions(history, Deadline(config.fetch.deadline_s))

@@ -29,7 +29,7 @@ def command(session: Session, repo: str, model: str | None) -> None:
     from modelfs.app import repositories
 
     config = session.config()
-    repository = repositories.repository_at(config, repo, tell=session.output.note)
+    repository = repositories.readable_at(config, repo, tell=session.output.note)
     if ref is None:
         _models(session, config, repository)
     else:

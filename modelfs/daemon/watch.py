@@ -1,6 +1,6 @@
-"""Watches the catalog: one conditional request a period, and the view is told of what is new.
+"""Watches the catalog: one conditional request a period of each replica, and the view is told of what is new.
 
-Rule: nothing that a store does ends the watching; a change of its state is logged once, and told in `status`.
+Rule: nothing that a store does ends the watching, and the catalog never goes back because a mirror lags.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from modelfs.errors import Forbidden, ModelfsError, Unavailable
+from modelfs.errors import ModelfsError
 from modelfs.logs import log_event, logger_for
+from modelfs.repository.beside import beside
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.repository import CatalogState, Repository
+from modelfs.stores.replicas import Replica
 from modelfs.units import Deadline
 
 _LOG = logger_for(__name__)
@@ -26,23 +28,14 @@ class Shown(Protocol):
     def update(self, catalog: Catalog) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """state: ok, unreachable, refused or faulty. latency_ms: of the last request that was answered, or None.
-    errors: failed requests for the catalog since the mount."""
-
-    url: str
-    state: str = "ok"
-    latency_ms: float | None = None
-    errors: int = 0
-
-
 class CatalogWatch:
-    def __init__(self, repository: Repository, begun_with: CatalogState, first: StoreState, *, poll_s: float,
+    def __init__(self, repository: Repository, begun_with: CatalogState, *, poll_s: float,
                  renew: Callable[[], Deadline], remember: Callable[[Catalog], None]) -> None:
         """begun_with: what the view shows; without an etag where it came from the cache. remember: a newer one."""
-        self._repository, self._state, self._renew, self._remember = repository, first, renew, remember
-        self._etag, self._serial = begun_with.etag, begun_with.catalog.serial
+        self._repository, self._renew, self._remember = repository, renew, remember
+        self._serial = begun_with.catalog.serial
+        self._replicas = repository.replicas.replicas
+        self._etags = dict.fromkeys(self._replicas, begun_with.etag)
         self.poll_s = poll_s
         self._unfinished: Catalog | None = None
         self._changed = threading.Event()
@@ -64,19 +57,16 @@ class CatalogWatch:
 
     def stores(self) -> list[dict[str, Any]]:
         """As `status` shows them."""
-        return [asdict(self._state)]
+        return [replica.health() for replica in self._replicas]
 
     def look(self, view: Shown) -> None:
-        """Ask once, and update the view."""
-        began = time.monotonic()
-        try:
-            found = self._repository.newer_catalog(self._etag, self._renew())
-        except ModelfsError as error:
-            self._note(error, None)
-            return
-        self._note(None, (time.monotonic() - began) * 1000)
-        if found is not None:
-            self._etag, self._unfinished = found.etag, found.catalog
+        """Ask every replica once, all at a time, and update the view."""
+        asked = [beside(partial(self._ask, replica)) for replica in self._replicas[1:]]
+        answers = [self._ask(self._replicas[0]), *(answer() for answer in asked)]
+        found = max((one for one in answers if one is not None), key=lambda one: one.serial, default=None)
+        # A mirror that lags has an older one than is shown. A repository that went back is its only store's to say.
+        if found is not None and (found.serial > self._serial or len(self._replicas) == 1):
+            self._unfinished = found
         if self._unfinished is not None:
             catalog = self._unfinished
             if not view.update(catalog):
@@ -84,6 +74,20 @@ class CatalogWatch:
             if catalog.serial > self._serial:
                 self._serial = catalog.serial
                 self._remember(catalog)
+
+    def _ask(self, replica: Replica) -> Catalog | None:
+        """A catalog that differs from what this replica had, or None."""
+        began = time.monotonic()
+        try:
+            found = self._repository.on(replica).newer_catalog(self._etags[replica], self._renew())
+        except ModelfsError as error:
+            self._repository.replicas.failed(replica, error)
+            return None
+        replica.served(time.monotonic() - began)
+        if found is None:
+            return None
+        self._etags[replica] = found.etag
+        return found.catalog
 
     def _run(self, view: Shown) -> None:
         while not self._stopping:
@@ -94,13 +98,3 @@ class CatalogWatch:
                 self.look(view)
             except Exception as error:  # a fault of ours must not end the watching
                 log_event(_LOG, "error", "catalog.watch", error=error)
-
-    def _note(self, error: ModelfsError | None, latency_ms: float | None) -> None:
-        before = self._state
-        state = ("ok" if error is None else "unreachable" if isinstance(error, Unavailable) else
-                 "refused" if isinstance(error, Forbidden) else "faulty")
-        self._state = StoreState(before.url, state, before.latency_ms if latency_ms is None else round(latency_ms, 3),
-                                 before.errors + (error is not None))
-        if state != before.state:
-            log_event(_LOG, "info" if error is None else "warning", "catalog.store", store=before.url, state=state,
-                      key=f"{state} {self._state.errors}", error=error)

@@ -26,7 +26,7 @@ from modelfs.reading.versions import ChunkCache
 from modelfs.reading.width import Width
 from modelfs.repository import keys
 from modelfs.repository.chunk import ChunkRef, open_chunk
-from modelfs.stores.store import ObjectStore, RangeStream
+from modelfs.stores.store import RangeStream
 from modelfs.units import Deadline, Patience
 
 _LOG = logger_for(__name__)
@@ -39,10 +39,10 @@ _ANSWER_S = 0.25
 class Fetcher:
     """Threads: `connections` for the network, LocalCopies' own for the disk."""
 
-    def __init__(self, store: ObjectStore, cache: ChunkCache, metrics: Metrics, *, connections: int,
+    def __init__(self, cache: ChunkCache, metrics: Metrics, *, connections: int,
                  memory_bytes: int, deadline_s: float, patient: bool = False) -> None:
         """patient: as long as bytes arrive, the deadline begins anew: for transfers, which nobody waits for."""
-        self._store, self._metrics = store, metrics
+        self._metrics = metrics
         self.deadline_s = deadline_s
         self._patience = Patience(deadline_s) if patient else None  # all flights': who waits its turn is no silence
         self._pool = BufferPool(memory_bytes - memory_bytes // 4)
@@ -160,8 +160,8 @@ class Fetcher:
         try:
             beside: list[tuple[Flight, Companion]] = []
             for flight in flights:
-                flight.place = flight.wants[0].file.version.place(flight.row)
-                if flight.place is not None:
+                flight.source = flight.sources.source(flight.row)
+                if flight.source is not None:
                     beside += ((flight, companion) for companion in self._heads.companions(flight))
             with self._queue.changed:
                 more = [found for one in beside if (found := self._companion(*one)) is not None]
@@ -174,7 +174,7 @@ class Fetcher:
         ref = found.want.file.ref(found.want.chunk)
         if self._stopped or ref in self._flights or self._recent.get(ref.id) is not None:
             return None
-        more = self._flights[ref] = Flight(ref, [found.want], flight.deadline, found.priority, place=found.place)
+        more = self._flights[ref] = Flight(ref, [found.want], flight.deadline, found.priority, source=found.source)
         return more
 
     def _enqueue(self, flights: Sequence[Flight], ahead: int = MAX_RANGE) -> None:
@@ -262,6 +262,8 @@ class Fetcher:
                 elif not self._stream(job):
                     return
             except Unavailable as error:
+                if self._fail_over(job, error):
+                    return
                 if len(job.flights) < before:
                     backoff, in_vain, enough = _FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
                 in_vain += 1
@@ -293,8 +295,10 @@ class Fetcher:
     def _stream(self, job: Job) -> bool:
         """One range; flights leave job.flights as they land. False: the rest was queued anew."""
         start, end = job.span()
-        assert job.pack is not None
-        with self._store.open_range(keys.pack(job.pack), start, end - start, job.deadline()) as stream:
+        assert job.pack is not None and job.replica is not None
+        began = time.monotonic()
+        with job.replica.store.open_range(keys.pack(job.pack), start, end - start, job.deadline()) as stream:
+            job.replica.served(time.monotonic() - began)
             at = start
             while job.flights:
                 if len(job.flights) > 1 and self._queue.outranked(job):
@@ -307,8 +311,8 @@ class Fetcher:
 
     def _receive(self, job: Job, flight: Flight, stream: RangeStream, at: int) -> int:
         """Read up to the end of flight's stored bytes, decode, check, land. Returns the new offset."""
-        place, length = flight.place, flight.ref.length
-        assert place is not None
+        assert flight.source is not None
+        place, length = flight.source.place, flight.ref.length
         size = max(place.length, place.offset - at) + length
         with self._pool.take(size, flight.deadline, demand=flight.demand) as buffer:
             out, stored = buffer[:length], buffer[length:]
@@ -344,7 +348,7 @@ class Fetcher:
             self._metrics.add("hash_failures")
             self._log(flight, "chunk.corrupt", error)
         flight.tries += 1
-        if flight.tries > 1 or not isinstance(error, CorruptChunk):
+        if flight.tries > 1 or not isinstance(error, CorruptChunk) or len(flight.sources.replicas.replicas) > 1:
             self._elsewhere(flight, error)
             return
         self._metrics.add("fetch_retries")
@@ -353,35 +357,67 @@ class Fetcher:
 
     def _elsewhere(self, flight: Flight, error: ModelfsError) -> None:
         """The chunk is not where it should be: a job of its own looks for another place."""
-        if flight.place is not None:
-            flight.wrong.append(flight.place)
-        flight.place, flight.error = None, error
+        if flight.source is not None:
+            flight.wrong.append(flight.source)
+            if isinstance(error, CorruptChunk):
+                flight.source.replica.wrong()
+        flight.source, flight.error = None, error
         with self._queue.changed:
             self._enqueue([flight])
 
-    def _look_up(self, job: Job) -> None:
-        """Find places for flights that have none; one that has no other left has failed, by its last error."""
-        flights, job.flights = job.flights, []
+    def _fail_over(self, job: Job, error: Unavailable) -> bool:
+        """Another replica that is well takes over what is left of a job. False: there is none, or none is known."""
+        replica, flights = job.replica, job.flights
+        if replica is None or not flights:
+            return False
+        replicas = flights[0].sources.replicas
+        replicas.failed(replica, error)
+        if not replicas.in_order()[0].well:
+            return False
+        job.flights = []
         for flight in flights:
-            error = flight.error or ObjectMissing("a chunk has no place", where=self._store.url,
+            flight.source, flight.error = flight.sources.source(flight.row), error
+            if flight.source is not None and flight.source.replica is replica:
+                flight.source = None  # of the one that is well no place is known yet
+        self._metrics.add("failovers")
+        with self._queue.changed:
+            self._enqueue(flights)
+        return True
+
+    def _look_up(self, job: Job) -> None:
+        """Find sources for flights that have none; one that has no other left has failed, by its last error. Raises
+        Unavailable where that could not be found out: what it is about stays in the job."""
+        flights, job.flights = job.flights, []
+        trouble: Unavailable | None = None
+        for flight in flights:
+            error = flight.error or ObjectMissing("a chunk has no place", where=flight.sources.replicas.url,
                                                   why="neither a layout nor the indexes say where it lies")
             if not flight.deadline.passed:
                 try:
-                    flight.place = flight.wants[0].file.version.relocate(flight.row, flight.wrong, flight.deadline)
+                    flight.source = flight.sources.look_up(flight.row, flight.wrong, flight.deadline)
+                except Unavailable as second:
+                    trouble = second
+                    job.flights.append(flight)
+                    continue
                 except ModelfsError as second:
                     error = flight.error or second
-            if flight.place is None:
+            if flight.source is None:
                 self._fail(flight, error)
                 continue
+            if flight.wrong and flight.source.replica is not flight.wrong[-1].replica:
+                self._metrics.add("failovers")
             flight.tries = 0
             with self._queue.changed:
                 self._enqueue([flight])
+        if trouble is not None:
+            raise trouble
 
     def _broken(self, error: Exception) -> ModelfsError:
         log_event(_LOG, "error", "fetch.broken", error=error)
         return ModelfsError("an internal fault while fetching", why=f"{type(error).__name__}: {error}")
 
     def _log(self, flight: Flight, event: str, error: ModelfsError) -> None:
-        place = flight.place or (flight.wrong[-1] if flight.wrong else None)
+        source = flight.source or (flight.wrong[-1] if flight.wrong else None)
         log_event(_LOG, "error", event, file=flight.wants[0].file.entry.path, chunk=flight.ref.id.hex(),
-                  pack=place.pack.hex() if place else None, store=self._store.url, why=str(error))
+                  pack=source.place.pack.hex() if source else None,
+                  store=source.replica.url if source else flight.sources.replicas.url, why=str(error))

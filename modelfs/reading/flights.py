@@ -14,9 +14,10 @@ from typing import Protocol
 
 from modelfs.errors import ModelfsError
 from modelfs.ids import ChunkId, ObjectId
+from modelfs.reading.sources import Source, Sources
 from modelfs.reading.versions import ModelFile
 from modelfs.repository.chunk import ChunkRef
-from modelfs.repository.places import Place
+from modelfs.stores.replicas import Replica
 from modelfs.units import Deadline, KiB, MiB
 
 MAX_RANGE = 20 * MiB
@@ -52,9 +53,9 @@ class Want:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """place: None until it is known. priority: the highest of those who want it. ahead: fetched before a reader came.
+    """source: None until it is known. priority: the highest of those who want it. ahead: fetched before a reader came.
 
-    tries: at this place. wrong: places that proved wrong; error: how the last of them did.
+    tries: at this source. wrong: sources that proved wrong; error: how the last of them did.
     """
 
     ref: ChunkRef
@@ -63,16 +64,20 @@ class Flight:
     priority: Priority
     waiters: list[Waiter] = field(default_factory=list)
     ahead: bool = False
-    place: Place | None = None
+    source: Source | None = None
     job: Job | None = None
     tries: int = 0
-    wrong: list[Place] = field(default_factory=list)
+    wrong: list[Source] = field(default_factory=list)
     error: ModelfsError | None = None
 
     @property
     def demand(self) -> bool:
         """Whether a reader waits."""
         return self.priority is Priority.DEMAND
+
+    @property
+    def sources(self) -> Sources:
+        return self.wants[0].file.version.sources
 
     @property
     def row(self) -> int:
@@ -82,14 +87,16 @@ class Flight:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Flights of one pack, in the order of their offsets, fetched as one range; they leave `flights` as they land.
+    """Flights of one pack on one replica, in the order of their offsets, fetched as one range; they leave `flights` as
+    they land.
 
-    pack: None where the flights have no place yet: it is looked up first.
+    pack, replica: None where the flights have no source yet: it is looked up first.
     priority: of the queue in which it waits; of one that runs, what it is not to be broken off for.
     started, taken (the flights at the start): under the queue's lock. limited: it counts among those ahead of need.
     """
 
     pack: ObjectId | None
+    replica: Replica | None
     flights: list[Flight]
     priority: Priority
     started: bool = False
@@ -100,38 +107,44 @@ class Job:
         return max((flight.deadline for flight in self.flights), key=Deadline.remaining)
 
     def span(self) -> tuple[int, int]:
-        places = [flight.place for flight in self.flights if flight.place]
+        places = [flight.source.place for flight in self.flights if flight.source]
         return min(p.offset for p in places), max(p.offset + p.length for p in places)
 
 
 def spread_range(flights: Sequence[Flight]) -> int:
     """How long the ranges of one window should be: so that several connections and cores share it, and it does not
     fall into requests that are mostly waiting. Cold sequential reads: 1.5 times as fast as one range a window."""
-    stored = sum(flight.place.length for flight in flights if flight.place)
+    stored = sum(flight.source.place.length for flight in flights if flight.source)
     return max(_LEAST_SPREAD, min(MAX_RANGE, stored // _SPREAD))
 
 
 def jobs_of(flights: Sequence[Flight], priority: Priority, largest: int = MAX_RANGE) -> list[Job]:
-    """Group flights into ranges: near neighbours in one pack, up to `largest` bytes; those without a place apart."""
+    """Group flights into ranges: near neighbours in one pack, up to `largest` bytes; those without a source apart."""
     jobs: list[Job] = []
-    lost = [flight for flight in flights if flight.place is None]
+    lost = [flight for flight in flights if flight.source is None]
     start = end = 0
-    placed = [(flight.place, flight) for flight in flights if flight.place is not None]
-    for place, flight in sorted(placed, key=lambda pair: (pair[0].pack, pair[0].offset)):
+    placed = [(flight.source, flight) for flight in flights if flight.source is not None]
+    for source, flight in sorted(placed, key=lambda pair: _order(pair[0])):
+        place = source.place
         stop = place.offset + place.length
-        near = jobs and jobs[-1].pack == place.pack and end <= place.offset <= end + MAX_GAP
+        near = jobs and jobs[-1].pack == place.pack and jobs[-1].replica is source.replica and \
+            end <= place.offset <= end + MAX_GAP
         if near and stop - start <= largest:
             jobs[-1].flights.append(flight)
         else:
-            jobs.append(Job(place.pack, [flight], priority))
+            jobs.append(Job(place.pack, source.replica, [flight], priority))
             start = place.offset
         end = stop
     if lost:
-        jobs.append(Job(None, lost, priority))
+        jobs.append(Job(None, None, lost, priority))
     for job in jobs:
         for flight in job.flights:
             flight.job = job
     return jobs
+
+
+def _order(source: Source) -> tuple[int, ObjectId, int]:
+    return source.replica.number, source.place.pack, source.place.offset
 
 
 class Queue:

@@ -14,14 +14,14 @@ from weakref import WeakKeyDictionary
 
 from modelfs.ids import ObjectId
 from modelfs.reading.flights import Flight, Priority, Want
+from modelfs.reading.sources import Source
 from modelfs.reading.versions import LoadedVersion
-from modelfs.repository.places import Place
 
 
 @dataclass(frozen=True, slots=True)
 class Companion:
     want: Want
-    place: Place
+    source: Source
     priority: Priority
 
 
@@ -33,23 +33,24 @@ class Heads:
         self._followed: WeakKeyDictionary[LoadedVersion, set[ObjectId]] = WeakKeyDictionary()  # guarded by _lock
 
     def companions(self, flight: Flight) -> Iterator[Companion]:
-        """What to fetch beside a flight that has a place, as far as it is not in the cache."""
-        version, place = flight.wants[0].file.version, flight.place
-        assert place is not None
-        heads = version.head_rows(place.pack)
+        """What to fetch beside a flight that has a source, as far as it is not in the cache."""
+        version, source = flight.wants[0].file.version, flight.source
+        assert source is not None
+        heads = version.sources.head_rows(source)
         if heads:
             yield from self._missing(version, heads, flight.priority)
-        elif flight.demand and flight.wants[0].chunk and (before := version.place(flight.row - 1)) is not None:
-            heads = version.head_rows(before.pack)
-            if heads and self._first_time(version, before.pack):
+        elif flight.demand and flight.wants[0].chunk and (
+                before := version.sources.source(flight.row - 1)) is not None:
+            heads = version.sources.head_rows(before)
+            if heads and self._first_time(version, before.place.pack):
                 yield from self._missing(version, [row + 1 for row in heads if _goes_on(version, row)], Priority.AHEAD)
 
     def _missing(self, version: LoadedVersion, rows: list[int], priority: Priority) -> Iterator[Companion]:
         for row in rows:
             file = version.file_of_row(row)
             want = Want(file, row - file.entry.first_row)
-            if not file.cache.presence(want.chunk) & 1 and (place := version.place(row)) is not None:
-                yield Companion(want, place, priority)
+            if not file.cache.presence(want.chunk) & 1 and (source := version.sources.source(row)) is not None:
+                yield Companion(want, source, priority)
 
     def _first_time(self, version: LoadedVersion, pack: ObjectId) -> bool:
         with self._lock:

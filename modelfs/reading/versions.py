@@ -1,16 +1,13 @@
 """Versions that are being read: a manifest with its layout, and each of its files with its place in the cache.
 
-Rule: what is loaded is immutable but for where chunks lie: a place that proved wrong is looked up again, in a
-fresh layout first, in the catalog's indexes then.
+Rule: what is loaded is immutable but for where chunks lie (`sources`).
 """
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -19,25 +16,24 @@ from numpy.typing import NDArray
 
 from modelfs.cache.cache_file import Backing, Read
 from modelfs.cache.system import lower_priority
-from modelfs.errors import DeadlinePassed, ModelfsError, Unavailable
+from modelfs.errors import ModelfsError
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.logs import log_event, logger_for
 from modelfs.reading.shared_loads import SharedLoads
+from modelfs.reading.sources import Sources
 from modelfs.repository.beside import beside
 from modelfs.repository.chunk import ChunkRef
-from modelfs.repository.index import Index
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import FileEntry, Manifest
 from modelfs.repository.places import Place
 from modelfs.repository.repository import Repository
+from modelfs.stores.replicas import Replica
 from modelfs.units import Deadline
 
 T = TypeVar("T")
 
 _LOG = logger_for(__name__)
-_RELOCATE_PERIOD_S = 2.0
 _MAX_LOADED = 64
-_NO_INDEXES: tuple[Index, ...] = ()
 
 
 class FileCache(Protocol):
@@ -112,18 +108,16 @@ class ModelFile:
 
 
 class LoadedVersion:
-    """places are asked for by the manifest's row."""
+    """Rows are the manifest's."""
 
-    def __init__(self, repository: Repository, manifest: Manifest, layout: Layout | None, cache: ChunkCache) -> None:
+    def __init__(self, repository: Repository, manifest: Manifest, layout: Layout | None, asked: Replica,
+                 cache: ChunkCache) -> None:
+        """layout: of the replica that was asked for it."""
         self.repository, self.manifest = repository, manifest
         self._cache = cache
         self._lock = threading.Lock()
         self._files: dict[int, ModelFile] = {}  # guarded by _lock
-        self._moved: dict[int, Place] = {}  # guarded by _lock
-        self._layout, self._indexes = layout, _NO_INDEXES  # replaced as a whole, by who holds _relocating
-        self._relocating = threading.Lock()
-        self._renewed_s = -math.inf  # guarded by _relocating
-        self._trouble: Unavailable | None = None  # guarded by _relocating
+        self.sources = Sources(repository, manifest, layout, asked)
 
     def file(self, number: int) -> ModelFile:
         with self._lock:
@@ -154,74 +148,13 @@ class LoadedVersion:
         return self.file(int(np.searchsorted(self.manifest.first_rows, np.uint64(row), side="right")) - 1)
 
     def place(self, row: int) -> Place | None:
-        """From memory; None where no layout and no index that is loaded names a place: `relocate` loads them."""
-        with self._lock:
-            moved = self._moved.get(row)
-        if moved is not None:
-            return moved
-        return next(iter(self._candidates(row)), None)
-
-    def head_rows(self, pack: ObjectId) -> list[int]:
-        """All rows that lie in this pack if it is a head pack, else none."""
-        layout = self._layout
-        if layout is None or pack not in layout.head_packs:
-            return []
-        number = next(n for n in layout.heads if layout.places.packs[n].tobytes() == pack)
-        return [int(row) for row in np.flatnonzero(layout.places.pack[layout.row_place] == number)]
+        """From memory, on the healthiest replica; None where none is known."""
+        found = self.sources.source(row)
+        return found.place if found else None
 
     def stored_bytes(self, first: int, count: int) -> int:
         """Of these rows, each place once; without a layout, of those whose place is known."""
-        layout = self._layout
-        if layout is not None and count:
-            return layout.stored_bytes(slice(first, first + count))
-        places = {place for row in range(first, first + count) if (place := self.place(row)) is not None}
-        return sum(place.length for place in places)
-
-    def relocate(self, row: int, wrong: Sequence[Place], deadline: Deadline) -> Place | None:
-        """Where else the chunk lies, or None. Asks for a fresh layout, then the catalog's indexes; at most once
-        in two seconds, whoever asks. Raises Unavailable where neither could be had."""
-        if not self._relocating.acquire(timeout=min(deadline.remaining(), threading.TIMEOUT_MAX)):
-            raise DeadlinePassed("a layout", where=self.repository.store.url, why="the deadline passed")
-        try:
-            if time.monotonic() - self._renewed_s > _RELOCATE_PERIOD_S:
-                self._renew_places(deadline)
-                self._renewed_s = time.monotonic()
-            trouble = self._trouble
-        finally:
-            self._relocating.release()
-        for place in self._candidates(row):
-            if place not in wrong:
-                with self._lock:
-                    self._moved[row] = place
-                return place
-        if trouble is not None:
-            raise trouble
-        return None
-
-    def _candidates(self, row: int) -> Iterator[Place]:
-        layout = self._layout
-        if layout is not None:
-            yield layout.place(row)
-        id = self.manifest.chunk_id(row)
-        for index in self._indexes:
-            if (found := index.find(id)) is not None:
-                yield found.place
-
-    def _renew_places(self, deadline: Deadline) -> None:
-        self._trouble = None
-        try:
-            self._layout = self.repository.layout(self.manifest, deadline, fresh=True)
-        except ModelfsError as error:
-            self._note("layout.unusable", error)
-        try:
-            self._indexes = tuple(self.repository.indexes(self.repository.catalog(deadline).catalog, deadline))
-        except ModelfsError as error:
-            self._note("index.unusable", error)
-
-    def _note(self, event: str, error: ModelfsError) -> None:
-        if isinstance(error, Unavailable):
-            self._trouble = error
-        log_event(_LOG, "warning", event, manifest=self.manifest.id.hex(), why=str(error))
+        return self.sources.stored_bytes(first, count)
 
 
 class Versions:
@@ -259,7 +192,8 @@ class Versions:
         return version
 
     def _fetch(self, manifest_id: ObjectId) -> LoadedVersion:
-        fetch = partial(self._repository.manifest_and_layout, manifest_id, self._renew())
+        asked = self._repository.replicas.in_order()[0]
+        fetch = partial(self._repository.manifest_and_layout, manifest_id, asked, self._renew())
         with self._lock:
             others = bool(self._kept)
         manifest, found = beside(partial(_behind_readers, fetch))() if others else fetch()
@@ -267,7 +201,7 @@ class Versions:
         if isinstance(found, ModelfsError):
             # What is in the cache can be read without a layout; for the rest places are looked up when needed.
             log_event(_LOG, "warning", "layout.unusable", manifest=manifest_id.hex(), why=str(found))
-        return LoadedVersion(self._repository, manifest, layout, self._cache)
+        return LoadedVersion(self._repository, manifest, layout, asked, self._cache)
 
 
 def _behind_readers(load: Callable[[], T]) -> T:

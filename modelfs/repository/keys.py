@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelfs.ids import ObjectId
+from modelfs.stores.store import Fetched
 
 INFO = "modelfs.json"
 CATALOG = "catalog.json"
@@ -30,6 +31,13 @@ def index(digest: ObjectId) -> str:
 
 def pack(digest: ObjectId) -> str:
     return _sharded("packs", digest.hex())
+
+
+def agrees(key: str, found: Fetched) -> bool:
+    """Whether a small object is what its key says: for those that are named by their own digest. A layout has its
+    manifest's name, and is no more than a hint."""
+    kind, _, name = key.partition("/")
+    return f"{kind}/" not in (HISTORIES, MANIFESTS, INDEXES) or ObjectId.of(found.data).hex() == name.rpartition("/")[2]
 
 
 PACKS, LAYOUTS, INDEXES, MANIFESTS, HISTORIES = "packs/", "layouts/", "indexes/", "manifests/", "histories/"

@@ -38,6 +38,7 @@ from modelfs.repository.index import Index, Located
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.records import Record, canonical
+from modelfs.stores.replicas import Replica, replicas_of
 from modelfs.stores.store import LARGE_BYTES, Fetched, ObjectStore
 from modelfs.units import Deadline, KiB, MiB, rfc3339, show_size
 
@@ -46,6 +47,7 @@ MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 64 * KiB, 16 * MiB
 KNOWN_FEATURES: frozenset[str] = frozenset()
 _ID = re.compile(r"[0-9a-f]{32}")
 _MAX_INFO_BYTES = 1 * MiB
+_MIRROR_WAIT_S = 2.0
 _MAX_COLUMNS_BYTES = 4096 * MiB
 
 
@@ -173,13 +175,21 @@ class Resolved:
 
 
 class Repository:
-    """Reads one replica. Calls may come from several threads.
+    """Reads one repository, from whichever of its replicas can answer. Calls may come from several threads.
 
     Every method raises Unavailable or DeadlinePassed, Forbidden, and IntegrityError for what does not agree.
     """
 
-    def __init__(self, store: ObjectStore, info: RepositoryInfo, cache: ObjectCache) -> None:
-        self.store, self.info, self.cache = store, info, cache
+    def __init__(self, store: ObjectStore, info: RepositoryInfo, cache: ObjectCache, *, mirror: bool = False) -> None:
+        """mirror: a replica that is not the first of its remote."""
+        self.store, self.info, self.cache, self._mirror = store, info, cache, mirror
+        self.replicas = replicas_of(store)
+
+    def on(self, replica: Replica) -> Repository:
+        """As one of the replicas has it: for what they need not have in common, layouts, indexes and catalogs."""
+        if len(self.replicas.replicas) == 1:
+            return self
+        return Repository(replica.store, self.info, self.cache, mirror=replica.number > 0)
 
     @classmethod
     def open(cls, store: ObjectStore, deadline: Deadline, cache: ObjectCache | None = None) -> Repository:
@@ -200,12 +210,21 @@ class Repository:
     @classmethod
     def open_with_catalog(cls, store: ObjectStore, deadline: Deadline,
                           cache: ObjectCache) -> tuple[Repository, CatalogState]:
-        """As `open` and `catalog`, in one round trip."""
+        """As `open` and `catalog`, in one round trip; the newest catalog of all replicas that answer soon."""
         fetched = beside(lambda: store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES))
+        replicas = replicas_of(store).replicas
+        soon = deadline.sooner(_MIRROR_WAIT_S)
+        others = [beside(partial(replica.store.get, keys.CATALOG, soon, limit=catalog.MAX_CATALOG_BYTES))
+                  for replica in replicas if len(replicas) > 1]
         repository = cls.open(store, deadline, cache)
-        found = repository._state(fetched)
-        assert found is not None
-        return repository, found
+        newest = repository._state(fetched)
+        assert newest is not None
+        for other in others:
+            with suppress(ModelfsError):  # the watch will say what is wrong with it
+                found = repository._state(other)
+                if found is not None and found.catalog.serial > newest.catalog.serial:
+                    newest = found
+        return repository, newest
 
     @classmethod
     def open_cached(cls, store: ObjectStore, cache: ObjectCache) -> Repository | None:
@@ -296,21 +315,24 @@ class Repository:
         held.rest()
         return found
 
-    def manifest_and_layout(self, id: ObjectId, deadline: Deadline) -> tuple[Manifest, Layout | ModelfsError]:
-        """In one round trip. What is cached can be read without a layout: its error is returned."""
-        kept = self.cache.hold("layout", id.hex())
-        fetch: Callable[[], Held] = partial(self._fetch_layout, id, deadline, fresh=False)
+    def manifest_and_layout(self, id: ObjectId, replica: Replica,
+                            deadline: Deadline) -> tuple[Manifest, Layout | ModelfsError]:
+        """With the layout of one replica, in one round trip. What is cached can be read without a layout: its error is
+        returned."""
+        its = self.on(replica)
+        kept = its._kept_layout(id)
+        fetch: Callable[[], Held] = partial(its._fetch_layout, id, deadline, fresh=False)
         if kept is None:
             fetch = beside(fetch)
         found = self.manifest(id, deadline)
         try:
-            return found, self._layout(found, kept, fetch)
+            return found, its._layout(found, kept, fetch)
         except ModelfsError as error:
             return found, error
 
     def layout(self, of: Manifest, deadline: Deadline, *, fresh: bool = False) -> Layout:
         """From the cache unless fresh. A false one costs a retry, so it is not checked beyond its form."""
-        kept = None if fresh else self.cache.hold("layout", of.id.hex())
+        kept = None if fresh else self._kept_layout(of.id)
         return self._layout(of, kept, partial(self._fetch_layout, of.id, deadline, fresh=fresh))
 
     def _fetch_layout(self, of: ObjectId, deadline: Deadline, *, fresh: bool) -> Held:
@@ -318,7 +340,14 @@ class Repository:
         fetched = self.store.get(keys.layout(of), deadline, limit=_MAX_COLUMNS_BYTES, fresh=fresh)
         assert fetched is not None
         layout.parse(of, fetched.content, None, self.info.chunk_size)
-        return self.cache.keep("layout", of.hex(), fetched.content)
+        return self.cache.keep("layout", self._layout_name(of), fetched.content)
+
+    def _kept_layout(self, of: ObjectId) -> Held | None:
+        return self.cache.hold("layout", self._layout_name(of))
+
+    def _layout_name(self, of: ObjectId) -> str:
+        """In the cache: a mirror's is another one than the first replica's."""
+        return ObjectId.of(f"{of.hex()} {self.store.url}".encode()).hex() if self._mirror else of.hex()
 
     def _layout(self, of: Manifest, kept: Held | None, fetch: Callable[[], Held]) -> Layout:
         if kept is not None:

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from modelfs import __version__
 from modelfs.errors import BadInput, Forbidden, Malformed, ModelfsError, SwapLost, Unavailable
 from modelfs.stores.http_answer import NETWORK_ERRORS, Answer, failure, http_date
-from modelfs.stores.http_transport import Exchange, TimedSession
+from modelfs.stores.http_transport import STALL_S, Exchange, TimedSession
 from modelfs.stores.names import check_key, check_range
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo
 from modelfs.units import Deadline, KiB
@@ -28,14 +28,16 @@ class HttpStore:
 
     headers: asked before every request, for headers like Authorization; they go to url's own host only.
     credentials: what to tell who is refused about where they come from, without a secret.
-    verify: False or the path of a CA bundle, as in requests; proxies are those of the environment, as there.
+    stall_s: how long a read waits for the next byte. verify: False or the path of a CA bundle, as in requests; proxies
+    are those of the environment, as there.
     """
 
     def __init__(self, url: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-                 verify: bool | str = True, credentials: str = "") -> None:
+                 verify: bool | str = True, credentials: str = "", stall_s: float | None = None) -> None:
         self.url = _checked_url(url)
         self._headers = headers
         self._credentials = credentials
+        self._stall_s = STALL_S if stall_s is None else stall_s
         self._verify = verify
         self._session = TimedSession(connections)
 
@@ -131,7 +133,7 @@ class HttpStore:
 
     def _send(self, method: str, url: str, deadline: Deadline, headers: dict[str, str], body: _Upload | None,
               where: str) -> Answer:
-        exchange = Exchange(deadline) if body is None else Exchange(deadline, _WRITE_STALL_S)
+        exchange = Exchange(deadline, self._stall_s) if body is None else Exchange(deadline, _WRITE_STALL_S)
         try:
             response = self._session.exchange(
                 exchange, method, url, data=body, verify=self._verify,

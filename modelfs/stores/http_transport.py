@@ -41,7 +41,7 @@ class Exchange:
     """One request on its way. body: what the connection answered; its head is there once headed is set."""
 
     deadline: Deadline
-    stall_s: float = STALL_S
+    stall_s: float
     body: http.client.HTTPResponse | None = None
     headed: bool = False
 

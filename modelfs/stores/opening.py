@@ -20,13 +20,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-               verify: bool | str = True, credentials: str = "", cloud: CloudOptions | None = None,
-               tell: Callable[[str], None] | None = None) -> ObjectStore:
+               verify: bool | str = True, credentials: str = "", stall_s: float | None = None,
+               cloud: CloudOptions | None = None, tell: Callable[[str], None] | None = None) -> ObjectStore:
     """The store of a directory's path, a file:// URL, an http(s):// URL, or of s3://, gs:// or az://, without retries
     (see RetryingStore).
 
-    connections: of all but a directory. headers, verify, credentials: of HttpStore. cloud, tell: of CloudStore.
-    Raises BadInput.
+    connections: of all but a directory. headers, verify, credentials, stall_s: of HttpStore. cloud, tell: of
+    CloudStore. Raises BadInput.
     """
     scheme = _scheme_of(spec)
     if scheme is None:
@@ -38,7 +38,7 @@ def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping
     if scheme in ("http", "https"):
         from modelfs.stores.http_store import HttpStore  # 100 ms of imports that a local repository does without
         return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, verify=verify,
-                         credentials=credentials)
+                         credentials=credentials, stall_s=stall_s)
     if scheme in SCHEMES:
         try:
             from modelfs.stores.cloud_store import CloudStore

@@ -11,7 +11,7 @@ import pytest
 from faultproxy import FaultProxy
 from repository.builder import Builder
 
-from modelfs.daemon.watch import CatalogWatch, StoreState
+from modelfs.daemon.watch import CatalogWatch
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.repository import Repository
 from modelfs.stores.opening import open_store
@@ -51,7 +51,7 @@ def watch(server: FaultProxy) -> Iterator[CatalogWatch]:
 
     repository = Repository.open(open_store(server.url), renew())
     begun_with = repository.catalog(renew())
-    made = CatalogWatch(repository, begun_with, StoreState(server.url), poll_s=600, renew=renew,
+    made = CatalogWatch(repository, begun_with, poll_s=600, renew=renew,
                         remember=repository.remember_catalog)
     yield made
     made.stop()

@@ -111,7 +111,7 @@ def reading(spec: str | Path, cache: ChunkCache | None = None, *, deadline_s: fl
     metrics, kept = Metrics(), cache or NoChunkCache()
     store = RetryingStore(MeteredStore(open_store(str(spec)), metrics), metrics)
     repository = Repository.open(store, Deadline(deadline_s))
-    fetcher = Fetcher(store, kept, metrics, connections=connections, memory_bytes=memory_bytes,
+    fetcher = Fetcher(kept, metrics, connections=connections, memory_bytes=memory_bytes,
                       deadline_s=deadline_s, patient=patient)
     try:
         yield Reading(repository, Versions(repository, kept, lambda: Deadline(deadline_s)), fetcher,

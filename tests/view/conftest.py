@@ -32,7 +32,7 @@ def show(built: Builder) -> Iterator[SHOW]:
     def make(shown: Shown | None = None, repository: Repository | None = None) -> View:
         repository = repository or built.repository
         metrics, cache = Metrics(), NoChunkCache()
-        fetcher = Fetcher(repository.store, cache, metrics, connections=2, memory_bytes=16 << 20, deadline_s=20)
+        fetcher = Fetcher(cache, metrics, connections=2, memory_bytes=16 << 20, deadline_s=20)
         fetchers.append(fetcher)
         library = Library(repository, repository.catalog(deadline()).catalog, deadline)
         return View(library, Versions(repository, cache, deadline), Reader(fetcher, metrics, 0), metrics,
