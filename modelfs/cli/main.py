@@ -62,6 +62,8 @@ COMMANDS: Mapping[str, Entry] = {
                    "modelfs cache warm https://models.example.org acme/llama --pin"),
     "config": Entry("config", "This modelfs", "show the settings, or have a mount read them again",
                     "modelfs config show"),
+    "remote": Entry("remote", "This modelfs", "list remotes, or ask them and their mirrors how they are",
+                    "modelfs remote check"),
     "bench": Entry("bench", "This modelfs", "measure a store, the cache's disk and a mount, and say what limits reads",
                    "modelfs bench https://models.example.org acme/llama"),
     "version": Entry("version", "This modelfs", "show the version", "modelfs version"),

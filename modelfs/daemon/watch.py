@@ -35,7 +35,7 @@ class CatalogWatch:
         self._repository, self._renew, self._remember = repository, renew, remember
         self._serial = begun_with.catalog.serial
         self._replicas = repository.replicas.replicas
-        self._etags = dict.fromkeys(self._replicas, begun_with.etag)
+        self._etags: dict[Replica, str | None] = dict.fromkeys(self._replicas, begun_with.etag)
         self.poll_s = poll_s
         self._unfinished: Catalog | None = None
         self._changed = threading.Event()

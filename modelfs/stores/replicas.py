@@ -38,13 +38,14 @@ class Replica:
     """One store of a repository. state: ok, unreachable, refused (our credentials) or faulty (what it sends is wrong).
 
     latency_ms: until an answer begins, smoothed; None before the first. errors: requests that failed, and objects that
-    were wrong, since the start.
+    were wrong, since the start. last_error: one line.
     """
 
     def __init__(self, number: int, store: ObjectStore) -> None:
         self.number, self.store, self.url = number, store, store.url
         self._lock = threading.Lock()
-        self.state, self.errors = "ok", 0  # guarded by _lock, as the next
+        self.state, self.errors = "ok", 0  # guarded by _lock, as the next two
+        self.last_error: str | None = None
         self.latency_ms: float | None = None
 
     @property
@@ -72,7 +73,7 @@ class Replica:
         state = "unreachable" if isinstance(error, Unavailable) else "refused" if isinstance(error, Forbidden) \
             else "faulty"
         with self._lock:
-            self.errors += 1
+            self.errors, self.last_error = self.errors + 1, str(error)
             before, self.state = self.state, state
         if before != state:
             log_event(_LOG, "warning", "catalog.store", store=self.url, state=state, key=f"{state} {self.errors}",
