@@ -45,6 +45,9 @@ COMMANDS: Mapping[str, Entry] = {
     "serve": Entry("serve", "Repositories", "serve a repository over HTTP", "modelfs serve /srv/models --port 8750"),
     "verify": Entry("verify", "Repositories", "check that all is there, and as it was pushed",
                     "modelfs verify /srv/models --read-data"),
+    "replicate": Entry("replicate", "Repositories", "make other stores like a repository, and keep them so",
+                       "modelfs replicate /srv/models s3://backup/models --watch"),
+    "promote": Entry("promote", "Repositories", "let a replica take pushes", "modelfs promote /srv/mirror"),
     "gc": Entry("gc", "Repositories", "free what no version needs", "modelfs gc /srv/models --dry-run"),
     "ls": Entry("ls", "Models", "list models, or the files of one", "modelfs ls /srv/models acme/llama:v2"),
     "log": Entry("log", "Models", "list the versions of a model", "modelfs log /srv/models acme/llama"),
@@ -104,7 +107,7 @@ def overview() -> str:
         lines.append(f"{group}:")
         for name, entry in COMMANDS.items():
             if entry.group == group:
-                lines += [f"  {name:<9}{entry.help}", f"             {entry.example}"]
+                lines += [f"  {name:<10}{entry.help}", f"              {entry.example}"]
         lines.append("")
     lines += ["REPO is a directory, a file://, http:// or https:// URL, or the name of a remote of the config.",
               "MODEL is org/name (its tag latest), org/name:tag or org/name:vN (a version).", "",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from modelfs.errors import BadInput, IntegrityError, ObjectMissing, Unsupported
+from modelfs.errors import BadInput, IntegrityError, ObjectMissing
 from modelfs.maintenance.living import Living, living
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
@@ -70,7 +70,7 @@ class _Plan:
 
 
 def collect(repository: Repository, options: GcOptions) -> GcReport:
-    """Raises Forbidden where the store cannot list or only reads, Unavailable, Conflict, Unsupported; IntegrityError
+    """Raises Forbidden where the store cannot list or only reads, Unavailable, Conflict; IntegrityError
     where what is named cannot be read."""
     deleted = freed = 0
     while True:
@@ -91,9 +91,6 @@ def collect(repository: Repository, options: GcOptions) -> GcReport:
 
 def _plan(repository: Repository, state: CatalogState, options: GcOptions) -> _Plan:
     """Swaps in the catalog that drops what is dead. Raises SwapLost."""
-    if state.catalog.holds is not None:
-        raise Unsupported("gc", where=repository.store.url, advice="Use a newer modelfs.",
-                          why="its catalog has holds, which this modelfs does not know")
     objects = {info.key: info for kind in _KINDS for info in repository.store.list(kind, options.renew())}
     found = _living(repository, state.catalog, objects, options)
     now = options.clock()

@@ -115,6 +115,7 @@ class _Push:
     # chunks
 
     def _begin(self, state: CatalogState) -> None:
+        state.catalog.check_writable()  # before anything is uploaded
         self.dropped, self.collected = state.catalog.dropped, collected(state.catalog)
         self._load_indexes(state.catalog)
         if not self.options.dry_run:
