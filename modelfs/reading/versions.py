@@ -193,7 +193,7 @@ class Versions:
 
     def _fetch(self, manifest_id: ObjectId) -> LoadedVersion:
         asked = self._repository.replicas.in_order()[0]
-        fetch = partial(self._repository.manifest_and_layout, manifest_id, asked, self._renew())
+        fetch = partial(self._repository.manifest_and_layout, manifest_id, self._renew(), asked)
         with self._lock:
             others = bool(self._kept)
         manifest, found = beside(partial(_behind_readers, fetch))() if others else fetch()
