@@ -317,8 +317,8 @@ class Repository:
 
     def manifest_and_layout(self, id: ObjectId, deadline: Deadline,
                             replica: Replica | None = None) -> tuple[Manifest, Layout | ModelfsError]:
-        """With the layout of that replica (the first), in one round trip. What is cached can be read without a layout: its error is
-        returned."""
+        """With the layout of that replica (the first), in one round trip. What is cached can be read without a layout:
+        its error is returned."""
         its = self.on(replica or self.replicas.replicas[0])
         kept = its._kept_layout(id)
         fetch: Callable[[], Held] = partial(its._fetch_layout, id, deadline, fresh=False)
