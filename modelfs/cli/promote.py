@@ -7,7 +7,7 @@ import click
 from modelfs.cli.output import Session, command_options, examples
 
 
-@click.command(epilog=examples("modelfs promote /srv/mirror"))
+@click.command(epilog=examples("modelfs promote /srv/mirror", "modelfs replicate /srv/mirror https://models.example.org"))
 @click.argument("repo")
 @command_options()
 def command(session: Session, repo: str) -> None:

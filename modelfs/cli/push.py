@@ -26,15 +26,20 @@ from modelfs.units import show_size
 @click.option("--meta", metavar="KEY=VALUE", multiple=True, help="Kept with the version; may be given again.")
 @click.option("--jobs", type=Whole(1, 1024), metavar="N", help="Encode on N cores (default: all).")
 @click.option("--follow-links", is_flag=True, help="Push what links out of SRC lead to, too.")
+@click.option("--sync", type=Whole(1, 64), metavar="N",
+              help="Return once N stores of the remote REPO, its first among them, hold the version.")
 @click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
 @command_options()
 def command(session: Session, src: str, repo: str, model: str, message: str | None, meta: tuple[str, ...],
-            jobs: int | None, follow_links: bool, dry_run: bool) -> None:
+            jobs: int | None, follow_links: bool, sync: int | None, dry_run: bool) -> None:
     """Store SRC, a directory or a file, as a new version of MODEL (org/name or org/name:tag) in REPO.
 
-    Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version.
+    Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version. With --sync N
+    the remote's next stores are brought up to date before this returns; exit 5 where fewer than N could be: the
+    version is there all the same, and `modelfs replicate` brings it to the others later.
     """
     from modelfs.app.repositories import deadline_of, repository_at
+    from modelfs.app.syncing import check_enough, hold_by
     from modelfs.paths import state_dir
 
     ref = ModelRef.parse(model)
@@ -42,12 +47,19 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
         raise BadInput(f"cannot push to {model}", why="versions are numbered by the repository",
                        advice="Give a tag, or none.")
     config = session.config()
+    if sync is not None and not dry_run:
+        check_enough(config, repo, sync)
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
                           jobs or 0, follow_links, dry_run)
     with session.output.progress(None, f"push {ref.model}") as bar:
         report = push(Path(src), repository_at(config, repo, tell=session.output.note), ref, options, _Bar(bar))
-    session.output.document(asdict(report))
+    held = None
+    if sync is not None and not dry_run:
+        held = hold_by(config, repo, sync, session.output.note)
+    session.output.document({**asdict(report), **({} if held is None else {"held_by": held})})
     session.output.line(_summary(report, dry_run))
+    if held:
+        session.output.line(f"held by {', '.join(held)}")
     if not report.new_version and (message or meta):
         session.output.note("--message and --meta are kept with new versions only: not with this one")
 

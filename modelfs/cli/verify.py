@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +18,9 @@ from modelfs.units import show_size
 
 if TYPE_CHECKING:
     from modelfs.config import Config
+    from modelfs.maintenance.survey import Fault
     from modelfs.maintenance.verify import Report
+    from modelfs.repository.repository import Repository
 
 _SHOWN_FAULTS = 20
 
@@ -27,13 +30,25 @@ _SHOWN_FAULTS = 20
 @click.argument("repos", nargs=-1, required=True, metavar="REPO…")
 @click.option("--read-data", is_flag=True, help="Read every pack, and check every chunk in it.")
 @click.option("--sample", metavar="P", help="Check only such a part of the chunks, as in 5% or 0.05; others each time.")
-@click.option("--repair", is_flag=True, help="Make missing or unreadable layouts and indexes anew, from the packs.")
+@click.option("--repair", is_flag=True, help="Make missing or unreadable layouts and indexes anew, from the packs; of "
+              "several REPOs, put what one lacks or has wrong from another that has it right.")
 @command_options()
 def command(session: Session, repos: tuple[str, ...], read_data: bool, sample: str | None, repair: bool) -> int:
-    """Check that all that each REPO's catalog leads to is there; with --read-data, that every byte is right."""
+    """Check that all that each REPO's catalog leads to is there; with --read-data, that every byte is right.
+
+    Several REPOs are replicas of one repository: where they differ, that is a fault, too.
+    """
+    from modelfs.app import repositories
+
     part = None if sample is None else parse_part(sample)
     config = session.config()
-    reports = [_verify(session, config, repo, read_data, part, repair) for repo in repos]
+    opened = [repositories.repository_at(config, repo, tell=session.output.note) for repo in repos]
+    differing = _differences(opened, config)
+    reports = [_verify(session, config, repository, read_data, part, repair) for repository in opened]
+    if repair and len(opened) > 1:
+        reports = [_mended(session, config, number, opened, reports, read_data, part) for number in range(len(opened))]
+    reports = [replace(report, faults=(*report.faults, *faults))
+               for report, faults in zip(reports, differing, strict=True)]
     ok = all(report.ok for report in reports)
     session.output.document({"ok": ok, "repositories": [_document(report) for report in reports]})
     for report in reports:
@@ -50,17 +65,22 @@ def parse_part(text: str) -> float:
     return part
 
 
-def _verify(session: Session, config: Config, repo: str, read_data: bool, part: float | None, repair: bool) -> Report:
-    from dataclasses import replace
+def _differences(opened: list[Repository], config: Config) -> list[list[Fault]]:
+    from modelfs.maintenance.agreement import differences
 
-    from modelfs.app import repositories
+    if len(opened) == 1:
+        return [[]]
+    return differences(opened, deadline_s=config.fetch.deadline_s)
+
+
+def _verify(session: Session, config: Config, repository: Repository, read_data: bool, part: float | None,
+            repair: bool) -> Report:
     from modelfs.maintenance.repair import repair as mend
     from modelfs.maintenance.verify import verify
 
-    repository = repositories.repository_at(config, repo, tell=session.output.note)
     deadline_s, jobs = config.fetch.deadline_s, config.fetch.connections
     repaired = mend(repository, now=time.time(), deadline_s=deadline_s, jobs=jobs) if repair else ()
-    with session.output.progress(None, f"checking {repo}") as progress:
+    with session.output.progress(None, f"checking {repository.store.url}") as progress:
         def advance(done: int, total: int) -> None:
             progress.total(total)
             progress.advance(done)
@@ -68,6 +88,22 @@ def _verify(session: Session, config: Config, repo: str, read_data: bool, part: 
         report = verify(repository, read_data=read_data, sample=part, progress=advance, deadline_s=deadline_s,
                         jobs=jobs)
     return replace(report, repaired=repaired)
+
+
+def _mended(session: Session, config: Config, number: int, opened: list[Repository], reports: list[Report],
+            read_data: bool, part: float | None) -> Report:
+    """The report of one of several, once it has what the others have right."""
+    from modelfs.maintenance.agreement import mend
+
+    report = reports[number]
+    if report.ok:
+        return report
+    put = mend(opened[number], report.faults, [*opened[:number], *opened[number + 1:]],
+               deadline_s=config.fetch.deadline_s, jobs=config.fetch.connections)
+    if not put:
+        return report
+    again = _verify(session, config, opened[number], read_data, part, True)
+    return replace(again, repaired=(*report.repaired, *put, *again.repaired))
 
 
 def _document(report: Report) -> dict[str, object]:

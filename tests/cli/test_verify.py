@@ -79,10 +79,10 @@ def test_a_missing_layout_is_put_back(modelfs: Run, repo: Path) -> None:
     assert modelfs("verify", repo, "--read-data").code == 0
 
 
-def test_several_repositories_are_checked_each_by_itself(modelfs: Run, repo: Path, tmp_path: Path) -> None:
-    modelfs("init", "second")
+def test_each_of_several_replicas_has_a_report_of_its_own(modelfs: Run, repo: Path, tmp_path: Path) -> None:
+    modelfs("replicate", repo, "second")
     found = report(modelfs("verify", repo, "second", "--json"), 0)
-    assert [one["versions"] for one in found["repositories"]] == [1, 0]
+    assert [one["versions"] for one in found["repositories"]] == [1, 1]
     files(repo, "manifests")[0].unlink()
     found = report(modelfs("verify", repo, "second", "--json"), 4)
     assert [one["ok"] for one in found["repositories"]] == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
+from results import Result
 from transfer.pushed import make_repository, noise, packs, push_files, soon
 
 from modelfs.errors import Conflict, IntegrityError, NotFound
@@ -245,3 +247,22 @@ def test_replicas_of_a_replica_and_of_a_copied_directory(source: Repository, tmp
     shutil.copytree(tmp_path / "source", tmp_path / "copy")
     report = bring(source, tmp_path / "copy")
     assert report.packs == 0 and opened(tmp_path / "copy").catalog(soon()).catalog.replica_of == source.store.url
+
+
+def test_a_push_returns_once_so_many_stores_hold_it(tmp_path: Path, modelfs: Callable[..., Result]) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "w.bin").write_bytes(A)
+    assert modelfs("init", "one").code == 0
+    config = tmp_path / "config.toml"
+    config.write_text(f'[fetch]\ndeadline = "2s"\n[remotes.lab]\nurls = ["{tmp_path}/one", "{tmp_path}/two", '
+                      f'"http://127.0.0.1:9/gone"]\n')
+    done = modelfs("push", "tree", "lab", "acme/base", "--sync", "2", "--json", "--config", config)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["held_by"] == [f"file://{tmp_path}/one", f"file://{tmp_path}/two"]
+    assert "127.0.0.1:9" in done.err, "who does not hold it is told"
+    assert content(opened(tmp_path / "two"))["acme/base"]["v1"] == {"w.bin": A}
+    (tmp_path / "tree" / "w.bin").write_bytes(B)
+    done = modelfs("push", "tree", "lab", "acme/base", "--sync", "3", "--config", config)
+    assert done.code == 5 and "2 of 3" in done.err.splitlines()[-1]
+    assert content(opened(tmp_path / "two"))["acme/base"]["v2"] == {"w.bin": B}
+    assert modelfs("push", "tree", "lab", "acme/base", "--sync", "4", "--config", config).code == 2
