@@ -66,11 +66,12 @@ def test_readmes_everyday_commands_run(mount: Mounter, tmp_path: Path) -> None:
     block = next(block for block in blocks((ROOT / "README.md").read_text()) if "modelfs push ./llama" in block)
     (tmp_path / "mnt").mkdir()
     commands = [line.split()[1:] for line in block.splitlines()]
-    assert [command[0] for command in commands] == ["init", "push", "serve", "mount", "status", "umount", "verify"]
+    assert [command[0] for command in commands] == ["init", "push", "serve", "mount", "status", "umount", "verify",
+                                                         "replicate"]
 
     def here(command: list[str], url: str) -> list[str]:
-        names = {"/srv/models": str(tmp_path / "models"), "/mnt/models": str(tmp_path / "mnt"),
-                 "http://models.example.org:8750": url}
+        names = {"/srv/models": str(tmp_path / "models"), "/srv/mirror": str(tmp_path / "mirror"),
+                 "/mnt/models": str(tmp_path / "mnt"), "http://models.example.org:8750": url}
         return [names.get(word, word) for word in command]
 
     for command in commands[:2]:

@@ -226,7 +226,8 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
         say(f"warning: {_sentence(error)} Starting from the cache, as of {remembered.created}.")
         log_event(_LOG, "warning", "catalog.from_cache", store=store.url, serial=remembered.serial, why=str(error))
         for replica in kept.replicas.replicas:
-            kept.replicas.failed(replica, error)
+            replica.failed(error)
+        kept.replicas.probe()
         return kept, CatalogState(remembered, None)
     if kept is not None and kept.info.id != repository.info.id:  # another one stands there now
         remembered = None

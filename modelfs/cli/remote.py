@@ -54,5 +54,5 @@ def check(session: Session, name: tuple[str, ...]) -> None:
                          right=("latency", "serial", "behind"))
     bad = [one for stores in found.values() for one in stores if one.state != "ok"]
     if bad:
-        raise Unavailable(f"{len(bad)} of {sum(map(len, found.values()))} stores are not well", where=bad[0].url,
-                          why=bad[0].error or bad[0].state)
+        raise Unavailable("stores are not well", where=bad[0].url, why=bad[0].error or bad[0].state,
+                          advice=f"{len(bad)} of {sum(map(len, found.values()))}: the table has them.")

@@ -81,7 +81,8 @@ class CatalogWatch:
         try:
             found = self._repository.on(replica).newer_catalog(self._etags[replica], self._renew())
         except ModelfsError as error:
-            self._repository.replicas.failed(replica, error)
+            replica.failed(error)
+            self._repository.replicas.probe()
             return None
         replica.served(time.monotonic() - began)
         if found is None:

@@ -32,6 +32,7 @@ from modelfs.units import Deadline, Patience
 _LOG = logger_for(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _LEAST_TRIES = 5
+_MOST_MOVES = 16
 _ANSWER_S = 0.25
 """A fetch ends so long before its reader's deadline (or a twentieth of it), so that the reader hears why."""
 
@@ -372,10 +373,12 @@ class Fetcher:
             return False
         replicas = flights[0].sources.replicas
         replicas.failed(replica, error)
-        if not replicas.in_order()[0].well:
+        # Those that break off again and again are left to the rule by which a range that gets nowhere ends.
+        if len(replicas.replicas) == 1 or not replicas.in_order()[0].well or flights[0].moves >= _MOST_MOVES:
             return False
         job.flights = []
         for flight in flights:
+            flight.moves += 1
             flight.source, flight.error = flight.sources.source(flight.row), error
             if flight.source is not None and flight.source.replica is replica:
                 flight.source = None  # of the one that is well no place is known yet
@@ -397,6 +400,8 @@ class Fetcher:
                     flight.source = flight.sources.look_up(flight.row, flight.wrong, flight.deadline)
                 except Unavailable as second:
                     trouble = second
+                    if isinstance(flight.error, ObjectMissing):  # missing elsewhere, and silence here
+                        flight.error = second
                     job.flights.append(flight)
                     continue
                 except ModelfsError as second:

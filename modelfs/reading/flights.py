@@ -55,7 +55,8 @@ class Want:
 class Flight:
     """source: None until it is known. priority: the highest of those who want it. ahead: fetched before a reader came.
 
-    tries: at this source. wrong: sources that proved wrong; error: how the last of them did.
+    tries: at this source. moves: to another replica, since one did not answer. wrong: sources that proved wrong; error:
+    how the last of them did.
     """
 
     ref: ChunkRef
@@ -67,6 +68,7 @@ class Flight:
     source: Source | None = None
     job: Job | None = None
     tries: int = 0
+    moves: int = 0
     wrong: list[Source] = field(default_factory=list)
     error: ModelfsError | None = None
 

@@ -109,8 +109,13 @@ class Replicas:
         return well + [replica for replica in self.replicas if replica not in well]
 
     def failed(self, replica: Replica, error: ModelfsError) -> None:
-        """Puts it behind the others, if there are any, and probes it until it is well."""
-        replica.failed(error)
+        """Puts it behind the others, and has it probed until it is well; nothing where there are no others."""
+        if len(self.replicas) > 1:
+            replica.failed(error)
+            self.probe()
+
+    def probe(self) -> None:
+        """Those that are not well, if there are several, in a thread of its own until they are."""
         with self._lock:
             if len(self.replicas) == 1 or self._probing or self._closed.is_set():
                 return

@@ -193,7 +193,7 @@ def test_tables_are_plain_and_tell_what_the_documents_tell(modelfs: Run, repo: P
     (("ls", "nowhere"), 3), (("ls", "src"), 3), (("ls", "repo", "acme/none"), 3), (("ls", "repo", "acme/base:none"), 3),
     (("ls", "repo", "acme/base:v9"), 3), (("log", "repo", "acme/none"), 3), (("inspect", "repo", "acme/base", "no"), 3),
     (("inspect", "repo", "acme/base", "sub/none"), 3), (("inspect", "repo", "acme/base", b"\xff"), 3),
-    (("ls", "repo", "noslash"), 2), (("ls",), 2), (("log", "repo"), 2), (("ls", "s3://bucket"), 2)])
+    (("ls", "repo", "noslash"), 2), (("ls",), 2), (("log", "repo"), 2), (("ls", "ftp://bucket"), 2)])
 def test_what_is_not_there_or_badly_written_is_one_line_and_its_exit_code(
         modelfs: Run, repo: Path, arguments: tuple[object, ...], code: int) -> None:
     result = modelfs(*[each.decode(errors="surrogateescape") if isinstance(each, bytes) else each
