@@ -33,6 +33,9 @@ _LOG = logger_for(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _LEAST_TRIES = 5
 _MOST_MOVES = 16
+_SOON_S = 0.05
+"""A range that will have come to its end so soon is not broken off for readers: most of it is on its way by then, and
+would be sent twice."""
 _ANSWER_S = 0.25
 """A fetch ends so long before its reader's deadline (or a twentieth of it), so that the reader hears why."""
 
@@ -302,7 +305,8 @@ class Fetcher:
             job.replica.served(time.monotonic() - began)
             at = start
             while job.flights:
-                if len(job.flights) > 1 and self._queue.outranked(job):
+                soon = at > start and (end - at) * (time.monotonic() - began) < (at - start) * _SOON_S
+                if len(job.flights) > 1 and not soon and self._queue.outranked(job):
                     flights, job.flights = job.flights, []
                     with self._queue.changed:
                         self._enqueue(flights)
