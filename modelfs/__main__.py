@@ -6,10 +6,12 @@ wait for a store that hangs, and while the interpreter shuts down.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 INTERRUPTED = 130
 _GRACE_S = 2.0
@@ -19,6 +21,8 @@ waits for a store, until its deadline: what it leaves half is unfinished by ever
 
 def run() -> int:
     """The process's exit code."""
+    ended: list[int] = []
+    atexit.register(_end, ended)  # the first to come is the last to be called
     mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where it is ignored, as under nohup
     if mine:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
@@ -35,7 +39,18 @@ def run() -> int:
         os._exit(code)
     if mine:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ended.append(code)
     return code
+
+
+def _end(ended: list[int]) -> None:
+    """Where object stores were used, all is done but to take the interpreter down, and that ends tokio's threads in the
+    middle of what they do, for which Rust aborts the process."""
+    if ended and "modelfs.stores.cloud_calls" in sys.modules:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+                stream.flush()
+        os._exit(ended[0])
 
 
 def _interrupt(*_: object) -> None:
