@@ -8,6 +8,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from cache_helpers import open_cache
+
+from modelfs.cache.cache import Cache
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(directory: Path) -> Iterator[Cache]:
+    made = open_cache(directory)
+    yield made
+    made.close()
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:

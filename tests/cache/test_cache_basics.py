@@ -30,11 +30,6 @@ from modelfs.metrics import Metrics
 from modelfs.units import DiskShare, KiB, MiB
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def test_nothing_is_on_disk_before_the_first_fill_and_a_filled_chunk_is_read_back_and_checked(directory: Path) -> None:
     cache, model = open_cache(directory), random_model(1, 300_000, 5000, 1)
     file = model.in_cache(cache)

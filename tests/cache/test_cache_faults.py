@@ -15,11 +15,6 @@ from cache_helpers import disk_usage, eventually, fill_all, good_rows, open_cach
 from modelfs.units import KiB, MiB
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def _flip(path: Path, offsets: range, seed: int) -> None:
     data = bytearray(path.read_bytes())
     for at in random.Random(seed).sample(offsets, k=min(8, len(offsets))):

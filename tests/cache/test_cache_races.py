@@ -28,11 +28,6 @@ from modelfs.cache.system import punch, write_all
 from modelfs.units import KiB, MiB
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("small_disk", ["size=64m"], indirect=True)
 @pytest.mark.parametrize("rows, length, enough", [(4, MiB + 300, 40), (2, 20_300, 300)])
 def test_a_read_on_tmpfs_is_never_true_with_other_bytes(small_disk: Path, rows: int, length: int, enough: int) -> None:

@@ -20,11 +20,6 @@ LIMIT = 16 * MiB
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,6 @@ from modelfs.units import KiB, MiB
 SIZE = 3 * MiB + 17
 DATA, OTHER = random.Random(1).randbytes(SIZE), random.Random(2).randbytes(SIZE)
 DIGEST = ObjectId.of(DATA)
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def cache(directory: Path) -> Iterator[Cache]:
-    made = open_cache(directory)
-    yield made
-    made.close()
 
 
 def mapped_kib(directory: Path) -> int | None:

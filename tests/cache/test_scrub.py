@@ -25,11 +25,6 @@ SOON_S, LATER_S = 0.2, 3600.0
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[dict[str, object]]]:
     """The fields of the events of one name so far."""
     caplog.set_level(logging.INFO, "modelfs.cache")

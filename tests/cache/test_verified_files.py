@@ -8,7 +8,6 @@ import os
 import secrets
 import select
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +30,6 @@ from modelfs.cache.cache_file import Read
 from modelfs.units import DiskShare, KiB, MiB
 
 LENGTH = 256 * KiB
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def cache(directory: Path) -> Iterator[Cache]:
-    made = open_cache(directory)
-    yield made
-    made.close()
 
 
 def sealed_by_another(directory: Path, seed: int = 1, rows: int = 8) -> None:
