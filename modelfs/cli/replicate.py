@@ -44,6 +44,7 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
     itself, since it was the primary once, becomes a replica, too: what only it has is merged into SRC first.
     """
     from modelfs.app.repositories import deadline_of, repository_at, store_at
+    from modelfs.repository.repository import Repository
     from modelfs.stores.throttled import Throttle, ThrottledStore
     from modelfs.transfer.replicate import replicate
 
@@ -51,7 +52,7 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
     names = [ModelName.parse(name) for name in models]
     source = repository_at(config, src, tell=session.output.note)
     if bwlimit is not None:
-        source = type(source)(ThrottledStore(source.store, Throttle(_rate(bwlimit))), source.info, source.cache)
+        source = Repository(ThrottledStore(source.store, Throttle(_rate(bwlimit))), source.info, source.cache)
     targets = [store_at(config, each, tell=session.output.note) for each in dst]
 
     def once(target: ObjectStore) -> ReplicateReport:
@@ -73,7 +74,7 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
 def _watch(session: Session, source: Repository, targets: list[ObjectStore],
            once: Callable[[ObjectStore], ReplicateReport], poll_s: float, renew: Callable[[], Deadline]) -> None:
     """For ever. A destination that fails is tried again; a look at the source is one conditional request."""
-    etag, late = None, list(targets)
+    etag, late = source.catalog(renew()).etag, list(targets)  # before the first pass: what comes during it is seen
     since = time.monotonic()
     while True:
         for target in list(late):
@@ -92,9 +93,7 @@ def _watch(session: Session, source: Repository, targets: list[ObjectStore],
             session.output.note(f"warning: {error}")
             continue
         if found is not None:
-            if etag is not None:
-                late, since = list(targets), time.monotonic()
-            etag = found.etag
+            etag, late, since = found.etag, list(targets), time.monotonic()
 
 
 class _Bar(CopyProgress):

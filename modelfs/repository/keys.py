@@ -36,8 +36,8 @@ def pack(digest: ObjectId) -> str:
 def agrees(key: str, found: Fetched) -> bool:
     """Whether a small object is what its key says: for those that are named by their own digest. A layout has its
     manifest's name, and is no more than a hint."""
-    kind, _, name = key.partition("/")
-    return f"{kind}/" not in (HISTORIES, MANIFESTS, INDEXES) or ObjectId.of(found.data).hex() == name.rpartition("/")[2]
+    named = key.startswith((HISTORIES, MANIFESTS, INDEXES))
+    return not named or ObjectId.of(found.content).hex() == key.rpartition("/")[2]
 
 
 PACKS, LAYOUTS, INDEXES, MANIFESTS, HISTORIES = "packs/", "layouts/", "indexes/", "manifests/", "histories/"

@@ -102,6 +102,8 @@ class Replicas:
     def in_order(self) -> list[Replica]:
         """The healthiest first: those that are well before the others, in order of preference; one that is much
         slower than the quickest after those that are not."""
+        if len(self.replicas) == 1:
+            return self.replicas
         well = [replica for replica in self.replicas if replica.well]
         known = [replica.latency_ms for replica in well if replica.latency_ms is not None]
         bound = max(_SLOWER * min(known), min(known) + _SLOWER_MS) if known else 0.0
@@ -181,7 +183,7 @@ class Replicas:
                 self.failed(replica, error)
                 errors.append(error)
             else:
-                replica.served(None if isinstance(found, Fetched) and len(found.data) > _SMALL else
+                replica.served(None if isinstance(found, Fetched) and len(found.content) > _SMALL else
                                time.monotonic() - began)
                 if errors and self._metrics:
                     self._metrics.add("failovers")

@@ -45,7 +45,7 @@ class ThrottledStore:
             fresh: bool = False) -> Fetched | None:
         found = self.store.get(key, deadline, limit=limit, etag=etag, fresh=fresh)
         if found is not None:
-            self._throttle.take(len(found.data))
+            self._throttle.take(len(found.content))
         return found
 
     def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> RangeStream:

@@ -68,7 +68,7 @@ class Copier:
         for fresh in (False, True):
             fetched = self.source.store.get(key, self.renew(), limit=MAX_SMALL_BYTES, fresh=fresh)
             assert fetched is not None
-            data = bytes(fetched.data)
+            data = fetched.data
             if digest is None or ObjectId.of(data) == digest:
                 break
         else:
@@ -83,9 +83,10 @@ class Copier:
             self.written.add(key)
 
     def packs(self, ids: Iterable[ObjectId]) -> None:
-        """Several at a time. The first that fails ends all that have not begun."""
+        """Those that this has not seen to yet, several at a time. The first that fails ends all that have not begun."""
+        wanted = [id for id in ids if keys.pack(id) not in self.written]
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="copy") as pool:
-            sizes = dict(zip(wanted := list(ids), pool.map(self._size, wanted), strict=True))
+            sizes = dict(zip(wanted, pool.map(self._size, wanted), strict=True))
             self.progress.total(sum(sizes.values()))
             try:
                 for _ in pool.map(self._pack, sizes, sizes.values()):

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from modelfs.errors import Conflict, ObjectMissing, SwapLost
+from modelfs.errors import Conflict, ObjectMissing
 from modelfs.ids import ModelName, ObjectId
 from modelfs.repository import catalog as catalogs
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
-from modelfs.repository.changing import Renew
+from modelfs.repository.changing import Renew, swap_catalog, until_swapped
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.repository import CatalogState, NoCache, Repository, parse_info
@@ -25,7 +25,6 @@ from modelfs.transfer.copying import Copier, CopyProgress, index_of, packs_of
 from modelfs.transfer.reconcile import Reconciled, reconcile
 from modelfs.units import MiB, rfc3339
 
-_TRIES = 10
 _MAX_INFO_BYTES = MiB
 
 
@@ -58,29 +57,25 @@ def replicate(source: Repository, target: ObjectStore, renew: Renew, *, models: 
     began = time.monotonic()
     copier = Copier(source, target, renew, progress or CopyProgress())
     merged: list[Reconciled] = []
-    for _ in range(_TRIES):
-        state, there = source.catalog(renew()), _standing(source, target, renew)
+
+    def attempt(state: CatalogState) -> ReplicateReport:
+        there = _standing(source, target, renew)
         if there is not None and there.catalog.replica_of is None and state.catalog.replica_of is not None:
             raise Conflict("the destination takes changes itself", where=target.url,
                            why=f"and {source.store.url} is only a replica of {state.catalog.replica_of}",
                            advice="Replicate the other way, or `modelfs promote` the source first.")
         if there is not None and there.catalog.replica_of is None and (there.catalog.models or there.catalog.removed):
-            merged += reconcile(source, Repository(target, source.info, NoCache()), renew, tell)
+            merged.extend(reconcile(source, Repository(target, source.info, NoCache()), renew, tell))
             state = source.catalog(renew())
-        try:
-            new, changed = _Run(copier, state.catalog, there, models).run()
-        except (SwapLost, ObjectMissing) as error:
-            # Another replication was first, or the source moved on and gc took what the older catalog named.
-            if isinstance(error, ObjectMissing) and source.newer_catalog(state.etag, renew()) is None:
-                raise
-            continue
+        new, changed = _Run(copier, state.catalog, there, models).run()
         done = copier.done
         behind = state.catalog.serial - (there.catalog.serial if there else 0)
         return ReplicateReport(source.store.url, target.url, new.serial, max(behind, 0), changed, len(new.models),
                                done.versions, done.packs, done.bytes, done.known,
                                round(time.monotonic() - began, 3), merged)
-    raise Conflict("replication", where=target.url, why=f"others changed the catalog first {_TRIES} times",
-                   advice="Try again.")
+
+    # Begun again where another replication was first, or the source moved on and gc took what its old catalog named.
+    return until_swapped(source, f"replication to {target.url}", renew, attempt)
 
 
 def _standing(source: Repository, target: ObjectStore, renew: Renew) -> CatalogState | None:
@@ -121,8 +116,9 @@ class _Run:
         """The target's new catalog, and whether it differs from the old. Raises SwapLost."""
         fresh: list[tuple[Manifest, Layout]] = []
         indexes = list(self.there.catalog.indexes) if self.there and self.holds is not None else []
-        if self.holds is None:
-            self._indexed_packs()
+        lacking = [] if self.holds is not None else [id for id in self.wanted.indexes
+                                                      if not self.copier.has(keys.index(id))]
+        self._indexed_packs(lacking)
         for digest, model in self._histories():
             if not self.copier.has(keys.history(digest)):
                 fresh += self._model(digest, model)
@@ -130,18 +126,16 @@ class _Run:
             data = index_of(fresh)
             self.copier.put(keys.index(ObjectId.of(data)), data)
             indexes.append(ObjectId.of(data))
-        for id in self.wanted.indexes if self.holds is None else ():
-            if not self.copier.has(keys.index(id)):
-                self.copier.small(keys.index(id), id)
-            indexes.append(id)
+        for id in lacking:
+            self.copier.small(keys.index(id), id)
+        indexes += self.wanted.indexes if self.holds is None else ()
         return self._swap(tuple(indexes))
 
-    def _indexed_packs(self) -> None:
-        """All that the source's indexes name, dead ones too: an index is copied as it is."""
+    def _indexed_packs(self, indexes: Sequence[ObjectId]) -> None:
+        """All that these name, dead ones too: an index is copied as it is."""
         packs: dict[ObjectId, None] = {}
-        for id in self.wanted.indexes:
-            if not self.copier.has(keys.index(id)):
-                packs.update(dict.fromkeys(packs_of(self.source.index(id, self.renew()))))
+        for id in indexes:
+            packs.update(dict.fromkeys(packs_of(self.source.index(id, self.renew()))))
         self.copier.packs(packs)
 
     def _histories(self) -> list[tuple[ObjectId, ModelName]]:
@@ -177,18 +171,13 @@ class _Run:
 
 def promote(repository: Repository, renew: Renew) -> Catalog:
     """A replica takes changes itself from now on. Raises Conflict where it is none, or holds less than all."""
-    for _ in range(_TRIES):
-        state = repository.catalog(renew())
+    def attempt(state: CatalogState) -> Catalog:
         if state.catalog.replica_of is None:
             raise Conflict("no replica", where=repository.store.url, why="it takes changes already")
         if state.catalog.holds is not None:
             raise Conflict("a replica that holds only some models", where=repository.store.url,
                            advice="Replicate all of it first.")
         new = replace(state.catalog, replica_of=None).next(rfc3339(time.time()))
-        try:
-            repository.store.swap(keys.CATALOG, state.etag, new.serialise(), renew())
-        except SwapLost:
-            continue
-        return new
-    raise Conflict("promotion", where=repository.store.url, why=f"others changed the catalog first {_TRIES} times",
-                   advice="Try again.")
+        return swap_catalog(repository, state, new, renew).catalog
+
+    return until_swapped(repository, "promotion", renew, attempt)

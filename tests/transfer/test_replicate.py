@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from faultproxy import FaultProxy
 from results import Result
-from transfer.pushed import make_repository, noise, packs, push_files, soon
+from transfer.pushed import eventually, make_repository, noise, packs, push_files, soon
 
 from modelfs.errors import Conflict, IntegrityError, NotFound
 from modelfs.ids import ModelName, ModelRef
@@ -266,3 +266,25 @@ def test_a_push_returns_once_so_many_stores_hold_it(tmp_path: Path, modelfs: Cal
     assert done.code == 5 and "2 of 3" in done.err.splitlines()[-1]
     assert content(opened(tmp_path / "two"))["acme/base"]["v2"] == {"w.bin": B}
     assert modelfs("push", "tree", "lab", "acme/base", "--sync", "4", "--config", config).code == 2
+
+
+def test_a_watch_sees_what_is_pushed_right_after_its_first_pass(source: Repository, tmp_path: Path,
+                                                                environ: dict[str, str]) -> None:
+    watching = subprocess.Popen([sys.executable, "-m", "modelfs", "replicate", str(tmp_path / "source"),
+                                 str(tmp_path / "replica"), "--watch"], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                env={**environ, "PYTHONPATH": os.getcwd(), "MODELFS_MOUNT_POLL": "2s"})
+    try:
+        eventually(lambda: (tmp_path / "replica" / "catalog.json").exists())
+        push_files(source, {"new.bin": noise(3, 1000)})
+        eventually(lambda: content(opened(tmp_path / "replica")) == content(source))
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+    finally:
+        watching.kill()
+        watching.wait()
+
+
+def test_what_is_on_its_way_counts_once(source: Repository, tmp_path: Path) -> None:
+    report = bring(source, tmp_path / "replica")
+    assert report.packs == len(packs(tmp_path / "source")) and report.known_bytes == 0
