@@ -126,7 +126,7 @@ def test_a_version_whose_layout_could_not_be_had_reads_once_the_store_is_back(tm
     root = tmp_path / "r"
     repository = make_repository(root)
     push_files(repository, FILES)
-    with FaultProxy(root) as proxy, reading(proxy.url, deadline_s=0.5) as r:
+    with FaultProxy(root) as proxy, reading(proxy.url, deadline_s=2) as r:
         proxy.add("status", "layouts/", code=503)
         file = r.file("w.bin")
         proxy.clear()
