@@ -6,29 +6,33 @@ one BadInput that names the place, the key, the value and what is allowed. The e
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, cast
 
 from modelfs import paths
 from modelfs.errors import BadInput, Forbidden, ModelfsError
 from modelfs.logs import Level
-from modelfs.units import DiskShare, MiB, parse_size, parse_time
-
-Verify = Literal["mount", "changed", "always"]
-Hydrate = Literal["off", "sequential", "file", "model"]
-EngineChoice = Literal["auto", "native", "fusepy"]
-LogFormat = Literal["text", "json"]
+from modelfs.settings import (
+    FLAGS,
+    KEYS,
+    REMOTE_KEYS,
+    SECTIONS,
+    EngineChoice,
+    Hydrate,
+    Key,
+    LogFormat,
+    Verify,
+    Yanked,
+    absolute,
+    as_path,
+    defaults,
+)
+from modelfs.units import DiskShare
 
 MAX_FILE_BYTES = 1 << 20
-_MAX_SIZE = (1 << 63) - 1
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9.:_/\[\]-]{1,300}")
-_MAX_SECONDS = 30 * 86400.0
-N = TypeVar("N", int, float)
-_SCHEMES = ("http://", "https://", "file://", "s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,15 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class FetchConfig:
-    """memory_bytes: ceiling of fetch and decode buffers. readahead_bytes: largest window of one stream."""
+    """memory_bytes: ceiling of fetch and decode buffers. readahead_bytes: largest window of one stream. hedge: whether
+    a second mirror is asked for what takes longer than 19 of 20 requests did."""
 
     connections: int
     deadline_s: float
     memory_bytes: int
     readahead_bytes: int
     hydrate: Hydrate
+    hedge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,13 @@ class MountConfig:
     engine: EngineChoice
     allow_other: bool
     poll_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """yanked: whether a version that was withdrawn is read with a warning, or not at all."""
+
+    yanked: Yanked
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,8 @@ class LogConfig:
 @dataclass(frozen=True, slots=True)
 class RemoteConfig:
     """urls: at least one; mirrors of the same repository, in order of preference. endpoint, region, anonymous: of
-    object stores; None: what the environment says."""
+    object stores; None: what the environment says. ca_file, client_cert, client_key: PEM, for https://; a
+    certificate may hold its key. etcd: URLs of the members that keep the catalog's serial; none: the store itself does."""
 
     name: str
     urls: tuple[str, ...]
@@ -79,6 +93,10 @@ class RemoteConfig:
     endpoint: str | None = None
     region: str | None = None
     anonymous: bool = False
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    etcd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,7 @@ class Config:
     cache: CacheConfig
     fetch: FetchConfig
     mount: MountConfig
+    policy: PolicyConfig
     log: LogConfig
     remotes: Mapping[str, RemoteConfig]
     settings: Mapping[str, Setting] = field(repr=False)
@@ -113,7 +132,7 @@ def load_config(*, file: Path | None, flags: Mapping[str, str], environ: Mapping
     file: --config, which must exist. flags: by key ("cache.size"), values as typed.
     Raises BadInput; Forbidden where a file may not be read.
     """
-    found = {key: _read_value(key, _KEYS[key], value, "default", environ) for key, value in _defaults(environ).items()}
+    found = {key: _read_value(key, KEYS[key], value, "default", environ) for key, value in defaults(environ).items()}
     remotes: dict[str, _Value] = {}
     for path, required in ((etc, False), (paths.config_file(environ), False), (file, True)):
         if path is not None and (document := _load_file(path, required)) is not None:
@@ -131,17 +150,7 @@ class _Value:
     setting: Setting
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """parse: a TOML value to the value of the dataclass; raises ValueError or ModelfsError. from_text: what an
-    environment variable or a flag says, as the TOML value it stands for."""
-
-    parse: Callable[[Any, Mapping[str, str]], Any]
-    allowed: str
-    from_text: Callable[[str], object] = lambda text: text
-
-
-def _read_value(key: str, spec: _Key, value: object, source: str, environ: Mapping[str, str]) -> _Value:
+def _read_value(key: str, spec: Key, value: object, source: str, environ: Mapping[str, str]) -> _Value:
     try:
         parsed = spec.parse(value, environ)
     except (ValueError, TypeError, OverflowError, ModelfsError):
@@ -151,9 +160,9 @@ def _read_value(key: str, spec: _Key, value: object, source: str, environ: Mappi
 
 
 def _read_text(key: str, text: str, source: str, environ: Mapping[str, str]) -> _Value:
-    spec = _KEYS.get(key)
+    spec = KEYS.get(key)
     if spec is None:
-        raise _unknown("key", key, source, _KEYS)
+        raise _unknown("key", key, source, KEYS)
     try:
         value = spec.from_text(text)
     except ValueError:
@@ -189,16 +198,16 @@ def _load_file(path: Path, required: bool) -> dict[str, Any] | None:
 def _apply_document(document: dict[str, Any], source: str, found: dict[str, _Value], remotes: dict[str, _Value],
                     environ: Mapping[str, str]) -> None:
     for section, keys in document.items():
-        if section not in _SECTIONS and section != "remotes":
-            raise _unknown("section", section, source, [*_SECTIONS, "remotes"])
+        if section not in SECTIONS and section != "remotes":
+            raise _unknown("section", section, source, [*SECTIONS, "remotes"])
         for name, value in _table(section, keys, source).items():
             key = f"{section}.{name}"
             if section == "remotes":
                 _apply_remote(key, name, _table(key, value, source), source, remotes, environ)
-            elif key in _KEYS:
-                found[key] = _read_value(key, _KEYS[key], value, source, environ)
+            elif key in KEYS:
+                found[key] = _read_value(key, KEYS[key], value, source, environ)
             else:
-                raise _unknown("key", key, source, _KEYS)
+                raise _unknown("key", key, source, KEYS)
 
 
 def _apply_remote(key: str, name: str, table: dict[str, Any], source: str, remotes: dict[str, _Value],
@@ -206,19 +215,19 @@ def _apply_remote(key: str, name: str, table: dict[str, Any], source: str, remot
     if not name or "/" in name or ":" in name or not name.isprintable():
         raise BadInput(f"not a name of a remote {name[:80]!r}", where=source, why="it has no / or : and is printable")
     for part, value in table.items():
-        if part not in _REMOTE_KEYS:
-            raise _unknown("key", f"{key}.{part}", source, [f"{key}.{known}" for known in _REMOTE_KEYS])
-        remotes[f"{key}.{part}"] = _read_value(f"{key}.{part}", _REMOTE_KEYS[part], value, source, environ)
+        if part not in REMOTE_KEYS:
+            raise _unknown("key", f"{key}.{part}", source, [f"{key}.{known}" for known in REMOTE_KEYS])
+        remotes[f"{key}.{part}"] = _read_value(f"{key}.{part}", REMOTE_KEYS[part], value, source, environ)
 
 
 def _environment_keys(environ: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     """The variables that are settings, and their keys. An empty one counts as not set, as everywhere in XDG."""
-    known = {f"MODELFS_{key.replace('.', '_').upper()}": key for key in _KEYS}
+    known = {f"MODELFS_{key.replace('.', '_').upper()}": key for key in KEYS}
     for variable in sorted(environ):
         if variable in known:
             if environ[variable]:
                 yield variable, known[variable]
-        elif variable.startswith(tuple(f"MODELFS_{section.upper()}_" for section in _SECTIONS)):
+        elif variable.startswith(tuple(f"MODELFS_{section.upper()}_" for section in SECTIONS)):
             raise _unknown("variable", variable, "the environment", known)
 
 
@@ -228,12 +237,13 @@ def _assemble(found: Mapping[str, _Value], remotes: Mapping[str, _Value], enviro
         cache=CacheConfig(get["cache.directory"], get["cache.size"], get["cache.min_free"], get["cache.verify"],
                           get["cache.scrub"]),
         fetch=FetchConfig(get["fetch.connections"], get["fetch.deadline"], get["fetch.memory"],
-                          get["fetch.readahead"], get["fetch.hydrate"]),
+                          get["fetch.readahead"], get["fetch.hydrate"], get["fetch.hedge"]),
         mount=MountConfig(get["mount.engine"], get["mount.allow_other"], get["mount.poll"]),
+        policy=PolicyConfig(get["policy.yanked"]),
         log=LogConfig(get["log.level"], get["log.format"]),
         remotes=_assemble_remotes(remotes),
         settings={key: value.setting for key, value in (*found.items(), *remotes.items())},
-        token_file=_path(_path_of_text(text), environ) if (text := environ.get("MODELFS_TOKEN_FILE")) else None,
+        token_file=as_path(absolute(text), environ) if (text := environ.get("MODELFS_TOKEN_FILE")) else None,
     )
 
 
@@ -245,9 +255,11 @@ def _assemble_remotes(values: Mapping[str, _Value]) -> dict[str, RemoteConfig]:
     for name, given in parts.items():
         source = next(iter(given.values())).setting.source
         if "urls" not in given:
-            raise BadInput(f"remotes.{name}.urls is missing", where=source, why=f"it is {_REMOTE_KEYS['urls'].allowed}")
+            raise BadInput(f"remotes.{name}.urls is missing", where=source, why=f"it is {REMOTE_KEYS['urls'].allowed}")
         if "key_file" in given and "passphrase_file" in given:
             raise BadInput(f"remotes.{name} has a key_file and a passphrase_file", where=source, why="allowed: one")
+        if "client_key" in given and "client_cert" not in given:
+            raise BadInput(f"remotes.{name} has a client_key without a client_cert", where=source)
     return {name: RemoteConfig(name, **{part: value.parsed for part, value in given.items()})
             for name, given in parts.items()}
 
@@ -272,149 +284,3 @@ def _unknown(kind: str, name: str, source: str, known: Iterable[str]) -> BadInpu
     near = get_close_matches(name, names, n=1)
     return BadInput(f"unknown {kind} {name[:120]}", where=source, why="" if near else f"known: {', '.join(names)}",
                     advice=f"Did you mean {near[0]}?" if near else "")
-
-
-def _one_of(choices: Any) -> tuple[Callable[[Any, Mapping[str, str]], Any], str]:
-    names = get_args(choices)
-
-    def parse(value: Any, environ: Mapping[str, str]) -> Any:
-        if value not in names:
-            raise ValueError
-        return value
-    return parse, ", ".join(names)
-
-
-def _size(least: int) -> Callable[[Any, Mapping[str, str]], int]:
-    def parse(value: Any, environ: Mapping[str, str]) -> int:
-        return _within(parse_size(value), least, _MAX_SIZE)
-    return parse
-
-
-def _share(value: Any, environ: Mapping[str, str]) -> DiskShare:
-    share = DiskShare.parse(value)
-    _within(share.size_bytes or 0, 0, _MAX_SIZE)
-    return share
-
-
-def _time(least: float) -> Callable[[Any, Mapping[str, str]], float]:
-    def parse(value: Any, environ: Mapping[str, str]) -> float:
-        return _within(parse_time(value), least, _MAX_SECONDS)
-    return parse
-
-
-def _connections(value: Any, environ: Mapping[str, str]) -> int:
-    if type(value) is not int:
-        raise ValueError
-    return _within(value, 1, 256)
-
-
-def _within(value: N, least: N, most: N) -> N:
-    if not least <= value <= most:
-        raise ValueError
-    return value
-
-
-def _bool(value: Any, environ: Mapping[str, str]) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _bool_of_text(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.strip().lower() not in words:
-        raise ValueError
-    return words[text.strip().lower()]
-
-
-def _path(value: Any, environ: Mapping[str, str]) -> Path:
-    """Relative paths are refused in files: what they would be relative to is a guess."""
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError
-    if value.startswith("~/"):
-        return paths.home_dir(environ) / value[2:]
-    if not value.startswith("/"):
-        raise ValueError
-    return Path(value)
-
-
-def _path_of_text(text: str) -> str:
-    """On the command line and in the environment a path may be relative to the working directory."""
-    return text if text.startswith("~/") or not text else str(Path(text).absolute())
-
-
-def _urls(value: Any, environ: Mapping[str, str]) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError
-    for url in value:
-        if not isinstance(url, str) or not url.startswith((*_SCHEMES, "/")) or not url.isprintable():
-            raise ValueError
-        if "://" in url and "@" in url.split("://", 1)[1].split("/", 1)[0]:
-            raise ValueError
-    return tuple(value)
-
-
-def _endpoint(value: Any, environ: Mapping[str, str]) -> str:
-    if not isinstance(value, str) or not _ENDPOINT.fullmatch(value):
-        raise ValueError
-    return value.rstrip("/")
-
-
-def _region(value: Any, environ: Mapping[str, str]) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9-]{1,60}", value):
-        raise ValueError
-    return value
-
-
-def _defaults(environ: Mapping[str, str]) -> dict[str, object]:
-    return {
-        "cache.directory": str(paths.cache_dir(environ)),
-        "cache.size": "10%",
-        "cache.min_free": "5%",
-        "cache.verify": "mount",
-        "cache.scrub": "7d",
-        "fetch.connections": 8,
-        "fetch.deadline": "60s",
-        "fetch.memory": "256 MiB",
-        "fetch.readahead": "64 MiB",
-        "fetch.hydrate": "sequential",
-        "mount.engine": "auto",
-        "mount.allow_other": False,
-        "mount.poll": "30s",
-        "log.level": "info",
-        "log.format": "text",
-    }
-
-
-_SHARE = "a size like 200 GiB, or a part of the disk like 10%"
-_A_PATH = "an absolute path, or one that begins with ~/"
-_KEYS: dict[str, _Key] = {
-    "cache.directory": _Key(_path, _A_PATH, _path_of_text),
-    "cache.size": _Key(_share, _SHARE),
-    "cache.min_free": _Key(_share, _SHARE),
-    "cache.verify": _Key(*_one_of(Verify)),
-    "cache.scrub": _Key(_time(0.0), "a time up to 30d, like 7d, 0s for never"),
-    "fetch.connections": _Key(_connections, "a number from 1 to 256", int),
-    "fetch.deadline": _Key(_time(0.001), "a time from 1ms to 30d, like 60s"),
-    "fetch.memory": _Key(_size(16 * MiB), "a size of 16 MiB or more, like 256 MiB"),
-    "fetch.readahead": _Key(_size(0), "a size like 64 MiB, 0 for none"),
-    "fetch.hydrate": _Key(*_one_of(Hydrate)),
-    "mount.engine": _Key(*_one_of(EngineChoice)),
-    "mount.allow_other": _Key(_bool, "true, false", _bool_of_text),
-    "mount.poll": _Key(_time(0.1), "a time from 100ms to 30d, like 30s"),
-    "log.level": _Key(*_one_of(Level)),
-    "log.format": _Key(*_one_of(LogFormat)),
-}
-_REMOTE_KEYS: dict[str, _Key] = {
-    "urls": _Key(_urls, "a list of one or more of http://…, https://…, file://…, s3://…, gs://…, az://… or absolute "
-                        "paths, without user names or passwords"),
-    "token_file": _Key(_path, _A_PATH),
-    "key_file": _Key(_path, _A_PATH),
-    "passphrase_file": _Key(_path, _A_PATH),
-    "endpoint": _Key(_endpoint, "the http:// or https:// URL of an object store, without user name or password"),
-    "region": _Key(_region, "the name of a region, like eu-central-1"),
-    "anonymous": _Key(_bool, "true, false"),
-}
-FLAGS = {"cache.directory": "--cache-dir", "cache.size": "--cache-size", "cache.verify": "--verify",
-         "fetch.deadline": "--deadline", "mount.engine": "--engine", "mount.poll": "--poll"}
-_SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in _KEYS))

@@ -12,8 +12,8 @@ from modelfs.errors import BadInput
 from modelfs.units import DiskShare, MiB
 
 KEYS = ["cache.directory", "cache.size", "cache.min_free", "cache.verify", "cache.scrub", "fetch.connections",
-        "fetch.deadline", "fetch.memory", "fetch.readahead", "fetch.hydrate", "mount.engine", "mount.allow_other",
-        "mount.poll", "log.level", "log.format"]
+        "fetch.deadline", "fetch.memory", "fetch.readahead", "fetch.hydrate", "fetch.hedge", "mount.engine",
+        "mount.allow_other", "mount.poll", "policy.yanked", "log.level", "log.format"]
 
 
 class Places:
@@ -55,6 +55,7 @@ def test_without_any_file_every_key_has_its_default(places: Places) -> None:
     assert (config.fetch.memory_bytes, config.fetch.readahead_bytes) == (256 * MiB, 64 * MiB)
     assert (config.cache.verify, config.fetch.hydrate, config.mount.engine) == ("mount", "sequential", "auto")
     assert (config.mount.allow_other, config.mount.poll_s) == (False, 30.0)
+    assert (config.fetch.hedge, config.policy.yanked) == (False, "warn")
     assert (config.log.level, config.log.format, config.remotes) == ("info", "text", {})
 
 
@@ -143,6 +144,14 @@ def test_a_remote_says_where_an_object_store_is(places: Places) -> None:
     assert config.show()["remotes.lab.anonymous"]["value"] is True
 
 
+def test_a_remote_says_whom_it_trusts_what_it_shows_and_who_keeps_its_serial(places: Places) -> None:
+    places.own.write_text('[remotes.lab]\nurls = ["https://m"]\nca_file = "/ca"\nclient_cert = "/c"\nclient_key = "/k"\n'
+                          'etcd = ["http://a:2379/", "https://b:2379"]\n')
+    assert places.load(own=True).remotes["lab"] == RemoteConfig(
+        "lab", ("https://m",), ca_file=Path("/ca"), client_cert=Path("/c"), client_key=Path("/k"),
+        etcd=("http://a:2379", "https://b:2379"))
+
+
 @pytest.mark.parametrize(("text", "named"), [
     ('[cache]\nsized = "1 GiB"\n', ["cache.sized", "cache.size?"]),
     ('[casche]\nsize = "1 GiB"\n', ["casche", "cache?"]),
@@ -191,6 +200,9 @@ def test_a_remote_says_where_an_object_store_is(places: Places) -> None:
     ('[remotes.lab]\nurls = ["s3://b"]\nendpoint = 9000\n', ["remotes.lab.endpoint", "9000"]),
     ('[remotes.lab]\nurls = ["s3://b"]\nregion = "a b"\n', ["remotes.lab.region", "'a b'", "eu-central-1"]),
     ('[remotes.lab]\nurls = ["s3://b"]\nanonymous = "yes"\n', ["remotes.lab.anonymous", "'yes'", "true, false"]),
+    ('[remotes.lab]\nurls = ["https://m"]\nclient_key = "/k"\n', ["remotes.lab", "client_key", "client_cert"]),
+    ('[remotes.lab]\nurls = ["s3://b"]\netcd = ["10.0.0.1:2379"]\n', ["remotes.lab.etcd", "10.0.0.1", "https://"]),
+    ('[policy]\nyanked = "no"\n', ["policy.yanked", "'no'", "warn, deny"]),
     ('[remotes]\nlab = 1\n', ["remotes.lab", "1"]),
     ('[remotes."a/b"]\nurls = ["/x"]\n', ["a/b"]),
     ('[cache\nsize = 1\n', ["TOML", "line 1"]),

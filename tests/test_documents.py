@@ -18,7 +18,8 @@ from servers import own_server
 from modelfs import errors
 from modelfs.app.mounting import _LIVE
 from modelfs.cli.main import INTERRUPTED
-from modelfs.config import _REMOTE_KEYS, load_config
+from modelfs.config import load_config
+from modelfs.settings import REMOTE_KEYS
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -147,7 +148,7 @@ def test_the_table_of_log_events_is_complete() -> None:
 def test_the_table_of_keys_has_every_key_with_its_default_and_whether_it_is_live(tmp_path: Path) -> None:
     settings = load_config(file=None, flags={}, environ={"HOME": str(tmp_path)}, etc=tmp_path / "none").settings
     rows = {names(cells[0])[0]: cells for cells in table("key")}
-    assert list(rows) == [*settings, *(f"remotes.NAME.{key}" for key in _REMOTE_KEYS)]
+    assert list(rows) == [*settings, *(f"remotes.NAME.{key}" for key in REMOTE_KEYS)]
     for key, cells in rows.items():
         assert cells[3] == ("live" if key in _LIVE else "remount"), key
         if key in settings and key != "cache.directory":

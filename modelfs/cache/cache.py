@@ -31,10 +31,10 @@ from modelfs.cache.sealing import Sealer
 from modelfs.cache.sparse_file import open_sparse
 from modelfs.cache.sweep import Sweeper
 from modelfs.cache.trouble import Trouble
-from modelfs.config import Verify
 from modelfs.errors import ModelfsError, NoSpace
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
+from modelfs.settings import Verify
 from modelfs.units import DiskShare
 
 _OPEN_FILES = 200

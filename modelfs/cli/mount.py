@@ -88,9 +88,9 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
     from pathlib import Path
 
     from modelfs import paths
-    from modelfs.config import FLAGS
     from modelfs.daemon import background
     from modelfs.engines.device import can_be_native
+    from modelfs.settings import FLAGS
 
     place = paths.canonical(Path(mountpoint))
     socket = paths.socket_path(place, session.environ)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 
-from modelfs.config import EngineChoice
 from modelfs.errors import BadInput, Forbidden, ModelfsError
+from modelfs.settings import EngineChoice
 
 IN_A_CONTAINER = ("In a container it takes docker run --device /dev/fuse --cap-add SYS_ADMIN "
                   "--security-opt apparmor=unconfined.")

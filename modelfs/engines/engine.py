@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from modelfs.config import CacheConfig, EngineChoice
+from modelfs.config import CacheConfig
 from modelfs.engines.device import can_be_native
 from modelfs.engines.native.engine import Keeping, NativeEngine
 from modelfs.engines.options import MountOptions
 from modelfs.errors import BadInput
+from modelfs.settings import EngineChoice
 from modelfs.view.view import View
 
 READAHEAD_KB = 1024

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modelfs.config import EngineChoice, Verify
 from modelfs.maintenance.speed import Stage
+from modelfs.settings import EngineChoice, Verify
 from modelfs.units import show_size
 
 _MOST = 0.5  # of a cold read's time: a stage that alone takes more of it is what limits it

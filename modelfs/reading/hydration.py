@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelfs.cache.cache import Cache
-from modelfs.config import Hydrate
 from modelfs.errors import ModelfsError, Unavailable
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.logs import log_event, logger_for
@@ -26,6 +25,7 @@ from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.flights import Priority, Want
 from modelfs.reading.versions import FileCache, LoadedVersion, ModelFile
 from modelfs.reading.warming import kept_files
+from modelfs.settings import Hydrate
 from modelfs.units import MiB
 
 _LOG = logger_for(__name__)

@@ -16,9 +16,9 @@ from blake3 import blake3
 import modelfs
 from modelfs.cache.cache import Cache
 from modelfs.cache.cache_file import CacheFile
-from modelfs.config import Verify
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
+from modelfs.settings import Verify
 from modelfs.units import DiskShare, MiB
 
 ROOT = Path(modelfs.__path__[0]).parent

@@ -14,11 +14,11 @@ from faultproxy import FaultProxy
 from transfer.pushed import CHUNK, Reading, eventually, make_repository, noise, push_files, reading
 
 from modelfs.cache.cache import Cache
-from modelfs.config import Verify
 from modelfs.logs import Event
 from modelfs.metrics import Metrics
 from modelfs.reading.checking import Checker
 from modelfs.reading.versions import ModelFile
+from modelfs.settings import Verify
 from modelfs.units import DiskShare, MiB
 
 FILES = {"a.bin": noise(1, 20 * CHUNK + 5), "b.bin": noise(2, 10 * CHUNK), "c.bin": noise(3, 1000), "none": b""}

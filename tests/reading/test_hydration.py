@@ -12,12 +12,12 @@ from faultproxy import FaultProxy
 from transfer.pushed import CHUNK, Reading, eventually, in_background, make_repository, noise, push_files, reading
 
 from modelfs.cache.cache import Cache
-from modelfs.config import Hydrate
 from modelfs.metrics import Metrics
 from modelfs.reading import hydration
 from modelfs.reading.hydration import Hydration, natural
 from modelfs.reading.reader import Reader
 from modelfs.reading.versions import ModelFile
+from modelfs.settings import Hydrate
 from modelfs.units import DiskShare, MiB
 
 WEIGHTS = noise(1, 12 * MiB + 1234)
