@@ -83,7 +83,7 @@ class LogConfig:
 class RemoteConfig:
     """urls: at least one; mirrors of the same repository, in order of preference. endpoint, region, anonymous: of
     object stores; None: what the environment says. ca_file, client_cert, client_key: PEM, for https://; a
-    certificate may hold its key. etcd: URLs of the members that keep the catalog's serial; none: the store itself does."""
+    certificate may hold its key. etcd: URLs of the members that keep the catalog's serial; none: the store itself."""
 
     name: str
     urls: tuple[str, ...]

@@ -145,8 +145,8 @@ def test_a_remote_says_where_an_object_store_is(places: Places) -> None:
 
 
 def test_a_remote_says_whom_it_trusts_what_it_shows_and_who_keeps_its_serial(places: Places) -> None:
-    places.own.write_text('[remotes.lab]\nurls = ["https://m"]\nca_file = "/ca"\nclient_cert = "/c"\nclient_key = "/k"\n'
-                          'etcd = ["http://a:2379/", "https://b:2379"]\n')
+    places.own.write_text('[remotes.lab]\nurls = ["https://m"]\nca_file = "/ca"\nclient_cert = "/c"\n'
+                          'client_key = "/k"\netcd = ["http://a:2379/", "https://b:2379"]\n')
     assert places.load(own=True).remotes["lab"] == RemoteConfig(
         "lab", ("https://m",), ca_file=Path("/ca"), client_cert=Path("/c"), client_key=Path("/k"),
         etcd=("http://a:2379", "https://b:2379"))
