@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from modelfs.app.policy import check_yanked
 from modelfs.app.repositories import deadline_of, naming_remotes, readable_at, reading_store_at, store_at
 from modelfs.cache.cache import Cache
 from modelfs.cache.contents import CachedFile, Removal
-from modelfs.config import Config
+from modelfs.config import Config, PolicyConfig
 from modelfs.daemon import control
 from modelfs.errors import IntegrityError, ModelfsError, NoSpace, NotFound, Unavailable
 from modelfs.ids import ModelRef
@@ -57,6 +58,7 @@ class Parts:
     versions: Versions
     fetcher: Fetcher
     cache: Cache
+    policy: PolicyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class WarmingTask:
         repository = parts.repository
         catalog = repository.catalog(deadline).catalog
         found = repository.resolve(catalog, request.ref, deadline)
+        self._warning = check_yanked(parts.policy, request.ref.model, found)
         repository.versions(found.history, deadline)
         self._version, self._history, self._catalog = found.version, found.history, catalog
         loaded = parts.versions.load(found.version.manifest)
@@ -106,7 +109,8 @@ class WarmingTask:
         if not held:
             raise NoSpace("the cache does not keep what describes the version", where=str(parts.cache.directory),
                           why="its manifest, layout or catalog is not in it", advice="Give the cache more room.")
-        return {"model": str(model), "version": self._version.name, "pinned": self._request.pin, **asdict(warmed)}
+        return {"model": str(model), "version": self._version.name, "pinned": self._request.pin, **asdict(warmed),
+                "warning": self._warning}
 
 
 def remember_catalog(cache: Cache, repository: Repository, catalog: Catalog, deadline: Deadline) -> bool:
@@ -281,7 +285,8 @@ def _warm_here(config: Config, spec: str, request: WarmRequest, progress: Progre
                           memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)
         try:
             versions = Versions(repository, cache, lambda: deadline_of(config).patient())
-            task = WarmingTask(Parts(repository, versions, fetcher, cache), request, deadline_of(config).patient())
+            parts = Parts(repository, versions, fetcher, cache, config.policy)
+            task = WarmingTask(parts, request, deadline_of(config).patient())
             progress.total(task.total_bytes)
             with _shown(task, progress):
                 return task.run()

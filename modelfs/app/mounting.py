@@ -15,6 +15,7 @@ from typing import Any
 
 from modelfs import __version__, paths
 from modelfs.app.caching import Parts, remember_catalog, warm_for
+from modelfs.app.policy import check_yanked
 from modelfs.app.repositories import deadline_of, naming_remotes, reading_store_at
 from modelfs.cache.cache import Cache
 from modelfs.config import Config
@@ -148,9 +149,11 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
 
         versions = Versions(repository, cache, live.renew)
         library = Library(repository, begun_with.catalog, live.renew)
-        shown = _shown(request, repository, begun_with, live, keeper)
+        shown = _shown(request, repository, begun_with, live, keeper, say)
         if not isinstance(shown, Everything):
             versions.load(shown.version.manifest)
+            with suppress(ModelfsError):  # it says whether the version is withdrawn later; the watch tries again
+                library.shelf(shown.version.model)
         with threads_without_signals():
             fetcher = Fetcher(cache, metrics, connections=config.fetch.connections,
                               memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s)
@@ -164,7 +167,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
         undo.callback(hydration.close)
         reader = Reader(fetcher, metrics, config.fetch.readahead_bytes, always=always, checker=checker,
                         hydration=hydration)
-        view = View(library, versions, reader, metrics, shown)
+        view = View(library, versions, reader, metrics, shown, config.policy.yanked)
         watch = CatalogWatch(repository, begun_with, poll_s=config.mount.poll_s, renew=live.renew,
                              remember=remember)
         undo.callback(watch.stop)
@@ -200,7 +203,7 @@ def _mount(request: MountRequest, place: _Place, load: Callable[[], Config], tel
                 keeper.ready()
 
         def warm(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-            return warm_for(Parts(repository, versions, fetcher, cache), fields, live.renew())
+            return warm_for(Parts(repository, versions, fetcher, cache, config.policy), fields, live.renew())
 
         lifecycle.serve(lifecycle.Mount(options, place.socket, view, engine, reader, status, reload, mounted,
                                         {"warm": warm}, keeper))
@@ -250,7 +253,8 @@ def _begin(live: _Live, store: ObjectStore, cache: Cache, seen: SeenSerials,
 
 
 def _shown(request: MountRequest, repository: Repository, begun_with: CatalogState, live: _Live,
-           keeper: KeeperLink | None) -> Shown:
+           keeper: KeeperLink | None, say: Callable[[str], None]) -> Shown:
+    """Raises Forbidden of a version that was withdrawn, where that is the policy."""
     if request.model is None:
         return Everything()
     if keeper is not None and (kept := keeper.state.root()):
@@ -258,6 +262,8 @@ def _shown(request: MountRequest, repository: Repository, begun_with: CatalogSta
         assert isinstance(version, VersionId)
         return Pinned(version)
     found = repository.resolve(begun_with.catalog, request.model, live.renew())
+    if (warning := check_yanked(live.config.policy, request.model.model, found)) is not None:
+        say(warning)
     version = version_id(request.model.model, found.version)
     if request.follow and found.tag is not None:
         return Followed(request.model.model, found.tag, version)

@@ -54,6 +54,8 @@ def warm(session: Session, repo: str, model: str, path: tuple[str, ...], pin: bo
     with session.output.progress(None, f"warm {ref}") as bar:
         done = run(config, repo, WarmRequest(ref, path, pin), session.environ, bar,
                    session.output.note)
+    if done.get("warning"):  # a mount of an older modelfs does not say
+        session.output.note(done["warning"])
     session.output.document(done)
     session.output.line(f"{done['model']} {done['version']}: {counted(done['files'], 'file')}, "
                         f"{show_size(done['bytes'])}; {show_size(done['fetched_bytes'])} new in the cache"

@@ -42,7 +42,7 @@ def _document(found: Inspection) -> dict[str, object]:
     return {"model": str(found.ref.model), "version": version.name, "manifest": version.manifest.hex(),
             "created": version.created, "message": version.message, "metadata": dict(version.metadata),
             "decoded_bytes": found.decoded_bytes, "stored_bytes": found.stored_bytes, "chunks": found.chunks,
-            "commit": found.commit, "files": [_file(file) for file in found.files]}
+            "commit": found.commit, "yanked": found.yanked, "files": [_file(file) for file in found.files]}
 
 
 def _file(file: FileStored) -> dict[str, object]:
@@ -56,6 +56,8 @@ def _file(file: FileStored) -> dict[str, object]:
 def _show(output: Output, found: Inspection, *, tensors: bool) -> None:
     version = found.version
     output.line(f"{found.ref.model} {version.name}, created {to_the_second(version.created)}, commit {found.commit}")
+    if found.yanked is not None:
+        output.line(f"withdrawn: {found.yanked}")
     if version.message:
         output.line(version.message)
     for key, value in version.metadata.items():

@@ -35,10 +35,16 @@ def command(session: Session, repo: str, model: str) -> None:
     session.output.document({"model": str(ref.model), "versions": [
         {"version": row.name, "manifest": row.manifest.hex(), "created": row.created, "message": row.message,
          "parent": f"v{row.parent}" if row.parent else None, "tags": tags.get(row.number, []),
-         "metadata": dict(row.metadata), "decoded_bytes": row.decoded_bytes, "stored_bytes": row.stored_bytes}
+         "metadata": dict(row.metadata), "decoded_bytes": row.decoded_bytes, "stored_bytes": row.stored_bytes,
+         "yanked": history.yanked.get(row.number)}
         for row in rows]})
     session.output.table(("version", "tags", "created", "parent", "size", "stored", "message"),
                          [(row.name, ", ".join(tags.get(row.number, [])) or "-", to_the_second(row.created),
                            f"v{row.parent}" if row.parent else "-", show_size(row.decoded_bytes),
-                           show_size(row.stored_bytes), row.message or "") for row in rows],
+                           show_size(row.stored_bytes), _message(row.message, history.yanked.get(row.number)))
+                          for row in rows],
                          right=("size", "stored"))
+
+
+def _message(message: str | None, yanked: str | None) -> str:
+    return (message or "") if yanked is None else f"withdrawn: {yanked}" + (f" ({message})" if message else "")

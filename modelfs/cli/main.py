@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, Entry] = {
                      "modelfs inspect /srv/models acme/llama model.safetensors"),
     "tag": Entry("tag", "Models", "have a tag name a version", "modelfs tag /srv/models acme/llama:v3 prod"),
     "rm": Entry("rm", "Models", "remove a tag, a version or a whole model", "modelfs rm /srv/models acme/llama:v2"),
+    "yank": Entry("yank", "Models", "withdraw a version", "modelfs yank /srv/models acme/llama:v2 --reason 'bad eval'"),
     "mount": Entry("mount", "Mounts", "show a repository as local files",
                    "modelfs mount https://models.example.org /mnt/models --daemon"),
     "umount": Entry("umount", "Mounts", "end a mount", "modelfs umount /mnt/models"),

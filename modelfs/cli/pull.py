@@ -27,6 +27,7 @@ from modelfs.units import show_size
 def command(session: Session, repo: str, model: str, dest: str, include: tuple[str, ...],
             exclude: tuple[str, ...]) -> None:
     """Copy a version of MODEL from REPO to the directory DEST, each chunk checked."""
+    from modelfs.app.policy import check_yanked
     from modelfs.app.repositories import deadline_of
     from modelfs.app.transfers import transfer
     from modelfs.transfer.pull import chosen, pull
@@ -35,6 +36,8 @@ def command(session: Session, repo: str, model: str, dest: str, include: tuple[s
     with transfer(config, repo, session.output.note) as parts:
         found = parts.repository.resolve(parts.repository.catalog(deadline_of(config)).catalog, ref,
                                          deadline_of(config))
+        if (warning := check_yanked(config.policy, ref.model, found)) is not None:
+            session.output.note(warning)
         version = parts.versions.load(found.version.manifest)
         files = chosen(list(version.manifest.files()), include, exclude)
         if not files and len(version.manifest):

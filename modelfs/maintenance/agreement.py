@@ -33,6 +33,7 @@ class _Model:
     manifests: Mapping[int, ObjectId]
     removed: frozenset[int]
     tags: Mapping[str, int]
+    yanked: Mapping[int, str]
 
 
 def differences(repositories: Sequence[Repository], *, deadline_s: float = 60.0) -> list[list[Fault]]:
@@ -67,13 +68,14 @@ def _digest(found: Catalog, model: ModelName) -> ObjectId | None:
 def _read(repository: Repository, model: ModelName, digest: ObjectId | None, deadline_s: float) -> _Model | None:
     """None where it cannot be read: that is a fault that `verify` finds by itself."""
     if digest is None:
-        return _Model({}, frozenset(), {})
+        return _Model({}, frozenset(), {}, {})
     try:
         rows = repository.history_at(digest, model, Deadline(deadline_s))
         versions = repository.versions(rows, Deadline(deadline_s))
     except IntegrityError:
         return None
-    return _Model({row.number: row.manifest for row in versions}, rows.removed_numbers, rows.live_tags)
+    return _Model({row.number: row.manifest for row in versions}, rows.removed_numbers, rows.live_tags,
+                  rows.yanked)
 
 
 def _compare(model: ModelName, known: Mapping[int, _Model | None], catalogs: Sequence[Catalog],
@@ -104,6 +106,17 @@ def _compare(model: ModelName, known: Mapping[int, _Model | None], catalogs: Seq
                 yield number, Fault("diverged", None, str(model), None, None,
                                     f"the tag {tag} is {_shown(found)} at {at(number)}, "
                                     f"{_shown(names[first])} at {at(first)}")
+    for version in sorted({number for one in read.values() for number in one.yanked}):
+        said = {number: one.yanked.get(version) for number, one in read.items() if version in one.manifests}
+        first = min(said)
+        for number, reason in said.items():
+            if reason != said[first]:
+                yield number, _fault("diverged", model, version, f"{_state(reason)} at {at(number)}, "
+                                                                 f"{_state(said[first])} at {at(first)}")
+
+
+def _state(reason: str | None) -> str:
+    return "not withdrawn" if reason is None else f"withdrawn ({reason})"
 
 
 def _fault(kind: Kind, model: ModelName, version: int, detail: str) -> Fault:

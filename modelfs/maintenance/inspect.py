@@ -53,10 +53,12 @@ class FileStored:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """chunks: distinct ones. files: all of the version, or those that were asked for; the sums are of all."""
+    """chunks: distinct ones. files: all of the version, or those that were asked for; the sums are of all.
+    yanked: why the version was withdrawn, or None."""
 
     ref: ModelRef
     version: Version
+    yanked: str | None
     chunks: int
     decoded_bytes: int
     stored_bytes: int
@@ -74,14 +76,15 @@ def inspect(repository: Repository, ref: ModelRef, path: str | None, *, deadline
     Raises NotFound for the version or the path, Unavailable, IntegrityError where the manifest cannot be had.
     """
     catalog = repository.catalog(Deadline(deadline_s)).catalog
-    version = repository.resolve(catalog, ref, Deadline(deadline_s)).version
+    resolved = repository.resolve(catalog, ref, Deadline(deadline_s))
+    version = resolved.version
     manifest = repository.manifest(version.manifest, Deadline(deadline_s))
     numbers = _asked(manifest, path, str(ref))
     stored = _Stored(repository, manifest, _placing(repository, catalog, manifest, deadline_s), deadline_s)
     with ThreadPoolExecutor(max(1, min(jobs, len(numbers)))) as pool:
         files = tuple(pool.map(stored.file, numbers))
     chunks, stored_bytes = stored.count(slice(None))
-    return Inspection(ref, version, chunks, manifest.decoded_bytes, stored_bytes, files)
+    return Inspection(ref, version, resolved.yanked, chunks, manifest.decoded_bytes, stored_bytes, files)
 
 
 def _asked(manifest: Manifest, path: str | None, where: str) -> Sequence[int]:

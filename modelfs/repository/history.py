@@ -71,6 +71,15 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class Yank:
+    """A version was withdrawn: it stays, for who has reasons to read it. reason: None once that was taken back.
+    moved: when (RFC 3339)."""
+
+    reason: str | None
+    moved: str
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentRef:
     """A sealed segment: versions first..last (some may be missing from it: removed before it was sealed)."""
 
@@ -89,6 +98,7 @@ class History:
     tags: Mapping[str, Tag] = field(default_factory=dict)
     removed: tuple[Removed, ...] = ()
     segments: tuple[SegmentRef, ...] = ()
+    yanks: Mapping[int, Yank] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,12 +109,22 @@ class History:
     def removed_numbers(self) -> frozenset[int]:
         return frozenset(row.number for row in self.removed)
 
+    @property
+    def yanked(self) -> dict[int, str]:
+        """The reason by number, of versions that are withdrawn now."""
+        gone = self.removed_numbers
+        return {number: yank.reason for number, yank in self.yanks.items()
+                if yank.reason is not None and number not in gone}
+
     def with_version(self, row: Version) -> History:
         """row.number must be self.next."""
         return replace(self, versions=(*self.versions, row), next=row.number + 1)
 
     def with_tag(self, tag: str, version: int | None, moved: str) -> History:
         return replace(self, tags={**self.tags, tag: Tag(version, moved)})
+
+    def with_yank(self, number: int, reason: str | None, moved: str) -> History:
+        return replace(self, yanks={**self.yanks, number: Yank(reason, moved)})
 
     def without(self, rows: list[Version], removed: str) -> History:
         """Tombstones for rows, in sealed segments too: those are never rewritten."""
@@ -129,7 +149,9 @@ class History:
             "removed": [{"version": row.number, "manifest": row.manifest.hex(), "removed": row.removed}
                         for row in self.removed],
             "segments": [{"first": part.first, "last": part.last, "digest": part.digest.hex()}
-                         for part in self.segments]})
+                         for part in self.segments],
+            **({"yanked": [{"version": number, "reason": yank.reason, "moved": yank.moved}
+                           for number, yank in sorted(self.yanks.items())]} if self.yanks else {})})
 
 
 def segment_bytes(model: ModelName, rows: tuple[Version, ...]) -> bytes:
@@ -165,7 +187,9 @@ def parse(data: bytes, model: ModelName) -> History:
               for row in record.records("removed")),
         tuple(SegmentRef(row.integer("first", 1), row.integer("last", 1), row.object_id("digest"))
               for row in record.records("segments")),
-        record.others("model", "next", "versions", "tags", "removed", "segments"))
+        {row.integer("version", 1): Yank(row.optional_text("reason"), row.text("moved"))
+         for row in (record.records("yanked") if "yanked" in record.fields else ())},
+        record.others("model", "next", "versions", "tags", "removed", "segments", "yanked"))
     spans = [(part.first, part.last) for part in history.segments]
     spans += [(history.versions[0].number, history.versions[-1].number)] if history.versions else []
     if any(last < first for first, last in spans) or any(b[0] <= a[1] for a, b in pairwise(spans)):

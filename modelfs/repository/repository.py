@@ -173,6 +173,11 @@ class Resolved:
     tag: str | None
     history: History
 
+    @property
+    def yanked(self) -> str | None:
+        """Why the version was withdrawn, or None."""
+        return self.history.yanked.get(self.version.number)
+
 
 class Repository:
     """Reads one repository, from whichever of its replicas can answer. Calls may come from several threads.

@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from modelfs.ids import ModelName, ObjectId
 from modelfs.repository import keys
 from modelfs.repository.changing import Renew, swap_catalog, until_swapped
-from modelfs.repository.history import History, Tag, Version
+from modelfs.repository.history import History, Tag, Version, Yank
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.transfer.copying import Copier, CopyProgress, index_of
 from modelfs.units import rfc3339
 
+K = TypeVar("K", str, int)
+M = TypeVar("M", Tag, Yank)
 FROM = "reconciled_from"
 """In the metadata of a version that got another number: the store and the number it had there."""
 
@@ -88,10 +91,10 @@ def _merge(source: Repository, other: Repository, model: ModelName, ours: Object
     known = {number: row.manifest for number, row in there.items()} | gone
     if all(known.get(number) == manifest for number, manifest in here.items()):
         # Theirs goes on from ours. Where only tags differ, the one that moved last is right.
-        tags = _later(mine, its)
-        if not lacking and not tombstones and tags == mine.tags:
+        tags, yanks = _later(mine.tags, its.tags), _later(mine.yanks, its.yanks)
+        if not lacking and not tombstones and tags == mine.tags and yanks == mine.yanks:
             return None
-        rows = replace(its, tags=tags)
+        rows = replace(its, tags=tags, yanks=yanks)
         return _Merged(rows, {row.number: row.number for row in lacking}, False)
     rows, moved = mine, {}
     by_manifest = {manifest: number for number, manifest in here.items()}
@@ -107,13 +110,15 @@ def _merge(source: Repository, other: Repository, model: ModelName, ours: Object
         if name not in rows.tags and tag.version is not None:
             number = moved.get(tag.version, tag.version)
             rows = rows.with_tag(name, number, tag.moved)
+    same = {number: yank for number, yank in its.yanks.items() if here.get(number) == known.get(number)}
+    others = {moved[number]: yank for number, yank in its.yanks.items() if number in moved}
+    rows = replace(rows, yanks=_later(rows.yanks, {**same, **others}))
     return None if rows == mine else _Merged(rows, moved, True)
 
 
-def _later(mine: History, its: History) -> Mapping[str, Tag]:
-    """The tags of both; of one that both have, where it was moved last."""
-    return {**its.tags, **{name: tag for name, tag in mine.tags.items()
-                           if name not in its.tags or tag.moved >= its.tags[name].moved}}
+def _later(mine: Mapping[K, M], its: Mapping[K, M]) -> Mapping[K, M]:
+    """What both say of tags, or of withdrawn versions; of one that both name, what was said last."""
+    return {**its, **{name: said for name, said in mine.items() if name not in its or said.moved >= its[name].moved}}
 
 
 def _renumbered(row: Version, number: int, parent: int | None, came_from: str) -> Version:

@@ -13,6 +13,7 @@ from modelfs.ids import ModelName, ObjectId
 from modelfs.reading.versions import LoadedVersion
 from modelfs.repository.catalog import Catalog
 from modelfs.view.shelves import Shelf, Shelves
+from modelfs.view.tree import VersionId
 
 
 class Loader(Protocol):
@@ -30,6 +31,8 @@ class Library(Protocol):
     def now(self) -> Shelves: ...
 
     def shelf(self, model: ModelName) -> Shelf: ...
+
+    def yanked(self, version: VersionId) -> str | None: ...
 
     def update(self, catalog: Catalog) -> bool: ...
 
@@ -71,6 +74,9 @@ class ShelvesInMemory:
 
     def update(self, catalog: Catalog) -> bool:
         return self._library.update(catalog)
+
+    def yanked(self, version: VersionId) -> str | None:
+        return self._library.yanked(version)
 
     def shelf(self, model: ModelName) -> Shelf:
         now = self.now

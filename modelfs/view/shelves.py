@@ -29,13 +29,15 @@ _LOG = logger_for(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """One model, as the history with this digest has it. versions: by number; tags: to numbers that are there."""
+    """One model, as the history with this digest has it. versions: by number; tags: to numbers that are there.
+    yanked: why a version was withdrawn, by number."""
 
     model: ModelName
     history: ObjectId
     versions: Mapping[int, VersionId]
     tags: Mapping[str, int]
     decoded_bytes: int
+    yanked: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class Library:
     @property
     def now(self) -> Shelves:
         return self._now
+
+    def yanked(self, version: VersionId) -> str | None:
+        """Why a version was withdrawn, as far as the shelf of its model is loaded; None where it was not."""
+        shelf = self._now.shelves.get(version.model)
+        return shelf.yanked.get(version.number) if shelf is not None else None
 
     def shelf(self, model: ModelName) -> Shelf:
         """Loaded at the first call for a model, from memory then. Raises NotFound, and what a store raises."""
@@ -149,7 +156,7 @@ class Library:
         versions = {row.number: version_id(model, row) for row in reversed(rows)}
         tags = {tag: number for tag, number in history.live_tags.items() if number in versions}
         return Shelf(model, digest, MappingProxyType(versions), MappingProxyType(tags),
-                     sum(row.decoded_bytes for row in rows))
+                     sum(row.decoded_bytes for row in rows), MappingProxyType(history.yanked))
 
 
 def version_id(model: ModelName, row: Version) -> VersionId:

@@ -12,12 +12,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from modelfs.errors import BadInput, ModelfsError, NotFound
+from modelfs.errors import BadInput, Forbidden, ModelfsError, NotFound
 from modelfs.ids import ModelName, parse_version
+from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.reader import Reader
 from modelfs.reading.versions import LoadedVersion, ModelFile
 from modelfs.repository.catalog import Catalog
+from modelfs.settings import Yanked
 from modelfs.view import tree
 from modelfs.view.loading import Library, Loader, ShelvesInMemory, VersionsInMemory
 from modelfs.view.tree import (
@@ -34,6 +36,7 @@ from modelfs.view.tree import (
     VersionRoot,
 )
 
+_LOG = logger_for(__name__)
 BLOCK_BYTES = 4096
 NAME_MAX = 255
 XATTRS = tuple(f"user.modelfs.{name}" for name in ("digest", "sha256", "version", "manifest", "cached", "stored"))
@@ -119,8 +122,10 @@ class View:
     Blocking is only the first access to a model (its history), to a version (its manifest), and `reader`'s reads.
     """
 
-    def __init__(self, library: Library, versions: Loader, reader: Reader, metrics: Metrics, shown: Shown) -> None:
-        self._library, self._versions, self._metrics = library, versions, metrics
+    def __init__(self, library: Library, versions: Loader, reader: Reader, metrics: Metrics, shown: Shown,
+                 yanked: Yanked = "warn") -> None:
+        """yanked: what to do with who opens a file of a version that was withdrawn."""
+        self._library, self._versions, self._metrics, self._yanked = library, versions, metrics, yanked
         self.reader = reader
         self._now = _Now(shown)
 
@@ -132,7 +137,7 @@ class View:
     def from_memory(self) -> View:
         """This view, always up to date with it, but where it would block it raises NotLoaded."""
         other = View(ShelvesInMemory(self._library), VersionsInMemory(self._versions), self.reader, self._metrics,
-                     self._now.shown)
+                     self._now.shown, self._yanked)
         other._now = self._now
         return other
 
@@ -270,9 +275,12 @@ class View:
         return value.encode()
 
     def open(self, node: Node) -> OpenFile:
-        """Raises BadInput for what is no file."""
+        """Raises BadInput for what is no file, Forbidden of a version that was withdrawn where that is the policy."""
         if not isinstance(node, File):
             raise BadInput("not a file")
+        reason = self._library.yanked(node.version)
+        if reason is not None:
+            self._note_yanked(node.version, reason)
         opened = OpenFile(node, self._load(node.version).file(node.number))
         self._metrics.add("opens")
         self.reader.opened(opened.file)
@@ -321,6 +329,14 @@ class View:
         """Whether all of it is in the cache and was checked, as of now."""
         return self._load(file.version).whole(file.number)
 
+    def _note_yanked(self, version: VersionId, reason: str) -> None:
+        """Raises Forbidden."""
+        name = f"{version.model}:{version.name}"
+        log_event(_LOG, "warning", "version.yanked", model=version.model, version=version.name, reason=reason,
+                  policy=self._yanked)
+        if self._yanked == "deny":
+            raise Forbidden(f"{name} was withdrawn", why=reason)
+
     def _load(self, version: VersionId) -> LoadedVersion:
         return self._versions.load(version.manifest)
 
@@ -352,7 +368,8 @@ class View:
         try:
             shelf = self._library.shelf(shown.model)
             number = shelf.tags.get(shown.tag)
-            if number is not None:  # a tag that was taken away leaves the mount where it is
+            # A tag that was taken away, or names what may not be read, leaves the mount where it is.
+            if number is not None and (self._yanked == "warn" or number not in shelf.yanked):
                 self._load(shelf.versions[number])
                 self._now.shown = Followed(shown.model, shown.tag, shelf.versions[number])
         except NotFound:
