@@ -6,7 +6,7 @@ import threading
 
 COUNTERS = ("reads", "bytes_read", "opens", "passthrough_opens", "chunks_fetched", "bytes_fetched", "requests",
             "chunks_verified", "hash_failures", "fetch_retries", "failovers", "cache_hits", "cache_misses",
-            "evictions", "prefetched_chunks", "prefetched_used", "errors")
+            "evictions", "prefetched_chunks", "prefetched_used", "errors", "hedges")
 _SLOTS = {name: number for number, name in enumerate(COUNTERS)}
 _READS, _BYTES_READ, _CACHE_HITS = _SLOTS["reads"], _SLOTS["bytes_read"], _SLOTS["cache_hits"]
 

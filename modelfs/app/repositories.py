@@ -41,7 +41,7 @@ def reading_store_at(config: Config, spec: str, metrics: Metrics | None = None, 
                      tell: Tell | None = None) -> ObjectStore:
     """As `store_at`, for those who only read: of a remote with mirrors, whichever can answer."""
     stores = stores_of(config, spec, metrics, tell=tell)
-    store = stores[0] if len(stores) == 1 else Replicas(stores, keys.agrees, metrics)
+    store = stores[0] if len(stores) == 1 else Replicas(stores, keys.agrees, metrics, hedge=config.fetch.hedge)
     return RetryingStore(store, metrics, tell=tell)
 
 

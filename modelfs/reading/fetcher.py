@@ -22,6 +22,7 @@ from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Wai
 from modelfs.reading.heads import Companion, Heads
 from modelfs.reading.localcopies import LocalCopies
 from modelfs.reading.recent import RecentChunks
+from modelfs.reading.sources import Source
 from modelfs.reading.versions import ChunkCache
 from modelfs.reading.width import Width
 from modelfs.repository import keys
@@ -301,8 +302,15 @@ class Fetcher:
         start, end = job.span()
         assert job.pack is not None and job.replica is not None
         began = time.monotonic()
-        with job.replica.store.open_range(keys.pack(job.pack), start, end - start, job.deadline()) as stream:
-            job.replica.served(time.monotonic() - began)
+        replicas = job.flights[0].sources.replicas
+        giver, answer = replicas.open_range_of(job.replica, keys.pack(job.pack), start, end - start, job.deadline(),
+                                               urgent=job.priority is Priority.DEMAND)
+        if giver is not job.replica:
+            job.replica = giver
+            for flight in job.flights:
+                assert flight.source is not None
+                flight.source = Source(giver, flight.source.place)
+        with answer as stream:
             at = start
             while job.flights:
                 soon = at > start and (end - at) * (time.monotonic() - began) < (at - start) * _SOON_S

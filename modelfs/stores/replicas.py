@@ -11,11 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from modelfs.errors import Forbidden, IntegrityError, ModelfsError, ObjectMissing, Unavailable
 from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
+from modelfs.stores.hedging import Latencies, Race
 from modelfs.stores.retrying import RetryingStore
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo, ObjectStore, RangeStream
 from modelfs.units import Deadline, KiB
@@ -47,6 +49,7 @@ class Replica:
         self.state, self.errors = "ok", 0  # guarded by _lock, as the next two
         self.last_error: str | None = None
         self.latency_ms: float | None = None
+        self._latencies = Latencies()  # guarded by _lock
 
     @property
     def well(self) -> bool:
@@ -64,9 +67,15 @@ class Replica:
             if seconds is not None:
                 share = 1.0 if self.latency_ms is None else _SHARE
                 self.latency_ms = (1 - share) * (self.latency_ms or 0.0) + share * seconds * 1000
+                self._latencies.note(seconds)
             before, self.state = self.state, "ok"
         if before != "ok":
             log_event(_LOG, "info", "catalog.store", store=self.url, state="ok", key=f"ok {self.errors}")
+
+    def p95_s(self) -> float | None:
+        """Within this 19 of 20 answers began lately; None while too few are known."""
+        with self._lock:
+            return self._latencies.p95_s()
 
     def failed(self, error: ModelfsError) -> None:
         """It could not be asked, or what it sent was wrong. An object that it lacks is no failure of it."""
@@ -89,12 +98,13 @@ class Replicas:
     """An ObjectStore out of several, without retries once all have failed (see RetryingStore)."""
 
     def __init__(self, stores: Sequence[ObjectStore], right: Check = lambda key, found: True,
-                 metrics: Metrics | None = None) -> None:
+                 metrics: Metrics | None = None, *, hedge: bool = False) -> None:
         """stores: at least one, in order of preference; where there are several, without retries of their own.
-        right: refuses an object that is not what its key says, so that the next replica is asked for it."""
+        right: refuses an object that is not what its key says, so that the next replica is asked for it.
+        hedge: whether `open_range_of` asks a second replica where the first is slow."""
         self.replicas = [Replica(number, store) for number, store in enumerate(stores)]
         self.url = self.replicas[0].url
-        self._right, self._metrics = right, metrics
+        self._right, self._metrics, self._hedge = right, metrics, hedge
         self._lock = threading.Lock()
         self._probing = False  # guarded by _lock
         self._closed = threading.Event()
@@ -143,6 +153,26 @@ class Replicas:
     def open_range(self, key: str, offset: int, length: int, deadline: Deadline) -> RangeStream:
         return self._anywhere(deadline, lambda replica, share: replica.store.open_range(key, offset, length, share))
 
+    def open_range_of(self, replica: Replica, key: str, offset: int, length: int, deadline: Deadline, *,
+                      urgent: bool) -> tuple[Replica, RangeStream]:
+        """A range of one replica, and who gave it: with hedging, and urgent, another one that is well may be quicker.
+
+        key: of an object that is named by its digest, so that the same bytes lie at offset wherever it is.
+        """
+        second = next((other for other in self.in_order() if other is not replica and other.well), None)
+        wait_s = replica.p95_s() if self._hedge and urgent and second is not None else None
+
+        def ask(one: Replica) -> RangeStream:
+            began = time.monotonic()
+            stream = one.store.open_range(key, offset, length, deadline)
+            one.served(time.monotonic() - began)
+            return stream
+
+        if wait_s is None or second is None:
+            return replica, ask(replica)
+        number, stream = Race().first_of(partial(ask, replica), partial(ask, second), wait_s, self._count_hedge)
+        return (replica, second)[number], stream
+
     def stat(self, key: str, deadline: Deadline) -> ObjectInfo:
         return self._anywhere(deadline, lambda replica, share: replica.store.stat(key, share))
 
@@ -159,6 +189,10 @@ class Replicas:
 
     def delete(self, key: str, deadline: Deadline) -> None:
         self.replicas[0].store.delete(key, deadline)
+
+    def _count_hedge(self) -> None:
+        if self._metrics:
+            self._metrics.add("hedges")
 
     def _anywhere(self, deadline: Deadline, call: Callable[[Replica, Deadline], T]) -> T:
         """call, of the healthiest replica that can answer. Raises Unavailable if one could not be asked, else what

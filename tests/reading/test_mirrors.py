@@ -31,10 +31,11 @@ DATA = noise(9, 6 * MiB)
 
 
 @contextmanager
-def mirrored(*servers: FaultProxy, deadline_s: float = 20) -> Iterator[Reading]:
+def mirrored(*servers: FaultProxy, deadline_s: float = 20, hedge: bool = False) -> Iterator[Reading]:
     metrics = Metrics()
     stores = [MeteredStore(HttpStore(server.url, stall_s=0.5), metrics) for server in servers]
-    repository = Repository.open(RetryingStore(Replicas(stores, keys.agrees, metrics), metrics), Deadline(deadline_s))
+    replicas = Replicas(stores, keys.agrees, metrics, hedge=hedge)
+    repository = Repository.open(RetryingStore(replicas, metrics), Deadline(deadline_s))
     fetcher = Fetcher(NoChunkCache(), metrics, connections=4, memory_bytes=64 * MiB, deadline_s=deadline_s)
     try:
         yield Reading(repository, Versions(repository, NoChunkCache(), lambda: Deadline(deadline_s)), fetcher,
@@ -211,3 +212,25 @@ def test_the_newest_catalog_is_begun_with(tmp_path: Path) -> None:
         store = Replicas([HttpStore(lags.url), HttpStore(newest.url)], keys.agrees)
         _, found = Repository.open_with_catalog(store, soon(), NoCache())
         assert found.catalog.serial == 2
+
+
+def test_a_hedged_request_is_answered_by_the_mirror_where_the_first_is_slow(servers: list[FaultProxy]) -> None:
+    with mirrored(*servers, hedge=True) as r:
+        file = r.file("w.bin")
+        first = r.repository.replicas.replicas[0]
+        for _ in range(20):  # what is usual has to be known
+            first.served(0.02)
+        rule = servers[0].add("hang", "packs/", times=1)
+        assert r.read(file) == DATA
+        assert rule.hits == 1 and r.count("hedges") >= 1 and servers[1].requests("packs/")
+        assert r.count("failovers") == 0 and first.well
+
+
+def test_nothing_is_asked_twice_where_hedging_is_off_or_too_little_is_known(servers: list[FaultProxy]) -> None:
+    for hedge in (False, True):
+        with mirrored(*servers, hedge=hedge) as r:
+            if not hedge:
+                for _ in range(20):
+                    r.repository.replicas.replicas[0].served(0.0)
+            assert r.read(r.file("w.bin")) == DATA
+            assert r.count("hedges") == 0 and not servers[1].requests("packs/")
