@@ -58,6 +58,10 @@ class NoDaemon(NotFound):
     """Nobody listens: there is no such socket, or its daemon is dead."""
 
 
+class _Left(Unavailable):
+    """The other end went away before its line was complete."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """A control socket. inode: what stands at path as long as it is this one."""
@@ -158,11 +162,28 @@ class ControlServer:
 
 
 def ask(path: Path, request: Mapping[str, Any], timeout_s: float = 10.0) -> Answer:
-    """Raises NoDaemon; Unavailable where no answer comes in time; what the daemon answered with, as it was."""
+    """Raises NoDaemon; Unavailable where no answer comes in time; what the daemon answered with, as it was.
+
+    Who asks for the status in the moment in which a worker ends is answered by the next one: the keeper listens on.
+    """
+    end, left = time.monotonic() + timeout_s, timeout_s
+    while True:
+        try:
+            return _asked(path, request, left)
+        except _Left:
+            left = end - time.monotonic()
+            if request.get("op") != "status" or left <= 0:
+                raise
+
+
+def _asked(path: Path, request: Mapping[str, Any], timeout_s: float) -> Answer:
+    """Raises as `ask`, and _Left."""
     with _connected(path, timeout_s) as peer:
         try:
             peer.sendall(json.dumps(request).encode() + b"\n")
             fields = _parse(_line(peer))
+        except (ConnectionResetError, BrokenPipeError) as error:
+            raise _Left("the daemon left", where=str(path), why="before it answered") from error
         except OSError as error:
             raise _silent(path, error) from error
         pid = _peer_of(peer)[0]
@@ -226,7 +247,7 @@ def _line(peer: socket.socket) -> bytes:
     while b"\n" not in data:
         piece = peer.recv(65536)
         if not piece:
-            raise Unavailable("the other end of the control socket left", why="before its line was complete")
+            raise _Left("the other end of the control socket left", why="before its line was complete")
         if len(data) > _MAX_LINE:
             raise Malformed("a line of the control socket", why="it is too long")
         data += piece

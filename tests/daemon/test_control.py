@@ -16,7 +16,7 @@ import pytest
 
 from modelfs.daemon import control
 from modelfs.daemon.control import ControlServer, Listening, NoDaemon, ask, stream
-from modelfs.errors import BadInput, Conflict, Malformed
+from modelfs.errors import BadInput, Conflict, Malformed, Unavailable
 
 Serve = Callable[..., ControlServer]
 
@@ -128,6 +128,31 @@ def test_a_daemon_that_ends_while_it_is_asked_is_an_error(path: Path) -> None:
         threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
         with pytest.raises((Malformed, control.Unavailable)):
             ask(path, {"op": "ping"})
+
+
+@pytest.mark.parametrize("op", ["status", "umount"])
+def test_a_worker_that_leaves_while_it_is_asked_is_no_matter_where_the_next_one_answers(path: Path, op: str) -> None:
+    """One listener for both, as a keeper has it. What changes something is not asked for twice."""
+    listening = Listening.begin(path)
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        for answer in (b"", b'{"pid": 2}\n'):
+            with listening.socket.accept()[0] as peer:
+                asked.append(peer.recv(4096))
+                peer.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    if op == "status":
+        assert ask(path, {"op": op}).fields == {"pid": 2}
+    else:
+        with pytest.raises(Unavailable):
+            ask(path, {"op": op})
+        ask(path, {"op": "status"})
+    thread.join(30)
+    assert len(asked) == 2
+    listening.socket.close()
 
 
 def test_what_takes_long_answers_in_lines_and_its_error_is_the_askers(serve: Serve, path: Path) -> None:
