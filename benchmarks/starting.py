@@ -27,7 +27,8 @@ from benchmarks.peers import MODEL, MODELFS
 from benchmarks.processes import Failed, interruptible, run, wait_until
 from benchmarks.rounds import directory, note
 from modelfs.ids import ModelName
-from modelfs.repository.repository import MIN_CHUNK_SIZE, Repository, initialise
+from modelfs.repository.info import MIN_CHUNK_SIZE, initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 
 MiB = 1 << 20

@@ -13,8 +13,9 @@ from benchmarks.many import Tree, publish, renew, write_objects
 from benchmarks.processes import Failed
 from benchmarks.starting import Start, Way, start_bars
 from modelfs.ids import ModelName, ModelRef
+from modelfs.repository.info import MIN_CHUNK_SIZE, initialise
 from modelfs.repository.layout import Layout
-from modelfs.repository.repository import MIN_CHUNK_SIZE, Repository, initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.units import MiB
 

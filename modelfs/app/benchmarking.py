@@ -33,8 +33,9 @@ from modelfs.maintenance.bottleneck import Conditions, Limits, limits_of, limits
 from modelfs.maintenance.speed import Progress, Stage
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.history import Version
+from modelfs.repository.info import initialise
 from modelfs.repository.manifest import FileEntry
-from modelfs.repository.repository import Repository, initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.opening import is_http
 from modelfs.transfer.push import PushOptions, push
 from modelfs.units import Deadline, MiB, show_size

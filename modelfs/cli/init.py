@@ -24,7 +24,7 @@ def command(session: Session, repo: str, chunk_size: str) -> None:
     The chunk size is the unit of deduplication and of what a read fetches at least; it cannot be changed later.
     """
     from modelfs.app import repositories
-    from modelfs.repository.repository import check_chunk_size, initialise
+    from modelfs.repository.info import check_chunk_size, initialise
 
     size_bytes = check_chunk_size(parse_size(chunk_size))
     config = session.config()

@@ -13,8 +13,8 @@ from modelfs.errors import Malformed, ObjectMissing, SwapLost
 from modelfs.ids import ModelName, ObjectId
 from modelfs.repository import catalog, columns, keys
 from modelfs.repository.catalog import MAX_CATALOG_BYTES, Catalog
+from modelfs.repository.info import parse_info
 from modelfs.repository.pack import MAX_OBJECT_BYTES
-from modelfs.repository.repository import parse_info
 from modelfs.stores.file_store import FileStore
 from modelfs.units import Deadline, GiB, MiB
 

@@ -17,9 +17,10 @@ from modelfs.repository import catalog as catalogs
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew, swap_catalog, until_swapped
+from modelfs.repository.info import parse_info
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
-from modelfs.repository.repository import CatalogState, NoCache, Repository, parse_info
+from modelfs.repository.repository import CatalogState, NoCache, Repository
 from modelfs.stores.store import ObjectStore
 from modelfs.transfer.copying import Copier, CopyProgress, index_of, packs_of
 from modelfs.transfer.reconcile import Reconciled, reconcile

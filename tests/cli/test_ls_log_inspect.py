@@ -18,7 +18,8 @@ from results import Result
 from safetensors.numpy import save_file
 
 from modelfs.ids import ModelRef
-from modelfs.repository.repository import Repository, initialise
+from modelfs.repository.info import initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.transfer.push import PushOptions, push
 from modelfs.units import Deadline, KiB

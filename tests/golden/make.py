@@ -22,7 +22,8 @@ import numpy as np
 
 from modelfs.ids import ModelName, ModelRef, ObjectId
 from modelfs.repository import keys
-from modelfs.repository.repository import Repository, initialise
+from modelfs.repository.info import initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.transfer.push import PushOptions, push
 from modelfs.units import Deadline, KiB, rfc3339

@@ -21,7 +21,8 @@ from modelfs.reading.reader import Reader
 from modelfs.reading.versions import NoChunkCache, Versions
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
-from modelfs.repository.repository import NoCache, Repository, parse_info
+from modelfs.repository.info import parse_info
+from modelfs.repository.repository import NoCache, Repository
 from modelfs.stores.http_store import HttpStore
 from modelfs.stores.replicas import Replicas, replicas_of
 from modelfs.stores.retrying import MeteredStore, RetryingStore

@@ -14,9 +14,10 @@ from modelfs.ids import ChunkId, Digest, ModelName, ObjectId
 from modelfs.repository import index, keys, layout, manifest
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Located
+from modelfs.repository.info import initialise
 from modelfs.repository.manifest import FileEntry, content_digest, path_key
 from modelfs.repository.pack import PackWriter
-from modelfs.repository.repository import Repository, initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.units import Deadline, KiB
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from modelfs.codecs.registry import CODECS
 from modelfs.ids import Digest, ModelName, ObjectId
 from modelfs.repository import catalog, history, keys, pack
-from modelfs.repository.repository import parse_info
+from modelfs.repository.info import parse_info
 
 TEXT = (Path(__file__).parents[2] / "docs/format.md").read_text()
 EXAMPLE = TEXT.partition("## 9. An example")[2]

@@ -26,10 +26,11 @@ from modelfs.errors import (
 from modelfs.ids import ModelName, ModelRef, ObjectId
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
+from modelfs.repository.info import initialise, parse_info
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
 from modelfs.repository.records import canonical
-from modelfs.repository.repository import Repository, initialise, parse_info
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import open_store
 from modelfs.stores.retrying import RetryingStore

@@ -14,8 +14,8 @@ from modelfs.ids import Digest, ModelName, ObjectId
 from modelfs.repository import keys, layout
 from modelfs.repository.catalog import Catalog, parse
 from modelfs.repository.history import History
+from modelfs.repository.info import initialise
 from modelfs.repository.places import Place
-from modelfs.repository.repository import initialise
 from modelfs.stores.file_store import FileStore
 from modelfs.units import Deadline, KiB
 

@@ -18,7 +18,8 @@ from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.reader import Reader
 from modelfs.reading.versions import ChunkCache, ModelFile, NoChunkCache, Versions
-from modelfs.repository.repository import Repository, initialise
+from modelfs.repository.info import initialise
+from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import open_store
 from modelfs.stores.retrying import MeteredStore, RetryingStore
