@@ -13,6 +13,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +53,7 @@ server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
 print(server.port, flush=True)
 server.serve_forever()
 """
+_DIRECTORY = "modelfs-test-weed-"
 _prefixes = itertools.count()
 
 
@@ -205,9 +207,7 @@ def stripping(upstream: str, *prefixes: str) -> Iterator[StrippingProxy]:
 
 
 def _seaweedfs() -> str:
-    directory = tempfile.TemporaryDirectory(prefix="modelfs-test-weed-")
-    atexit.register(directory.cleanup)
-    root = Path(directory.name)
+    root = _directory()
     ports = _free_ports(8)
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
              "s3.port", "s3.port.grpc")
@@ -223,6 +223,16 @@ def _seaweedfs() -> str:
                 "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0", f"-filer.localSocket={root / 'filer.sock'}",
                 *(f"-{name}={port}" for name, port in zip(names, ports, strict=True))], stdout=log)
     return f"http://127.0.0.1:{ports[6]}"
+
+
+def _directory() -> Path:
+    """For this process. Those of processes that have ended go: pytest-xdist's end without running exit handlers."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*-*"):
+        if not Path("/proc", left.name.removeprefix(_DIRECTORY).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    made = tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def _moto() -> str:
