@@ -104,7 +104,9 @@ def cold(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
 def warm(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
     """What was read before, from the peer's disk cache, with the page cache dropped before each.
 
-    Once untimed: a virtual disk reads what was just written at half the speed for the first time, a plain file, too.
+    Once untimed, then twice, of which the better counts: a virtual disk reads what was just written at half the speed
+    at first, a plain file, too, and memory that was given back to the host comes at a fifth of its speed (1 GiB each
+    time: a local file in 0.45 to 1.62 s).
     """
     paths = work.paths(opened)
     for _ in range(WARMING_PASSES):
@@ -115,11 +117,15 @@ def warm(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
             break
     since, figures = found.server.position(), {}
     for name, read in WARM.items():
-        drop_pages()
-        figures[name] = read(paths)
+        figures[name] = min(_from_disk(read, paths) for _ in range(2))
     found.server.position()
     return figures | {"random_reads": RANDOM_READS, "peak_bytes": opened.cost().peak_bytes,
                       "warm_fetched_bytes": bytes_sent(found.server.requests(since))}
+
+
+def _from_disk(read: Callable[[Sequence[Path]], float], paths: Sequence[Path]) -> float:
+    drop_pages()
+    return read(paths)
 
 
 def load(found: Condition, peer: Peer, work: Work) -> dict[str, float]:
