@@ -110,8 +110,7 @@ def test_where_the_policy_denies_it_nothing_is_copied(repository: Repository, mo
     yank(repository, V1, "bad eval", soon)
     deny = {"MODELFS_POLICY_YANKED": "deny"}
     for arguments in (("pull", "repository", f"{MODEL}:v1", "plain"),
-                      ("cache", "warm", "repository", f"{MODEL}:v1", "--cache-dir", "cache"),
-                      ("mount", "repository", tmp_path, "--model", f"{MODEL}:v1", "--cache-dir", "cache")):
+                      ("cache", "warm", "repository", f"{MODEL}:v1", "--cache-dir", "cache")):
         done = modelfs(*arguments, env=deny)
         assert done.code == 6 and f"{MODEL}:v1 was withdrawn: bad eval" in done.err, (arguments, done)
     assert not (tmp_path / "plain").exists()
