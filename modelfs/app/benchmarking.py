@@ -36,7 +36,7 @@ from modelfs.repository.history import Version
 from modelfs.repository.info import initialise
 from modelfs.repository.manifest import FileEntry
 from modelfs.repository.repository import Repository
-from modelfs.stores.opening import is_http
+from modelfs.stores.opening import is_network
 from modelfs.transfer.push import PushOptions, push
 from modelfs.units import Deadline, MiB, show_size
 
@@ -147,7 +147,7 @@ def bench_mount(bench: Bench, mountpoint: Path, path: str | None) -> Report:
     deltas = {name: _difference(one, other) for name, one, other in zip(
         ("first", "second"), states, states[1:], strict=False)}
     config = bench.config
-    at = Conditions(config.fetch.connections, os.cpu_count() or 1, is_http(before["repository"]), 1.0,
+    at = Conditions(config.fetch.connections, os.cpu_count() or 1, is_network(before["repository"]), 1.0,
                     config.mount.engine, config.cache.verify, before["engine"],
                     deltas["second"]["passthrough_opens"] > 0, _missed(deltas["second"]))
     limits = limits_of_mount(reads[0], reads[1], deltas["first"]["bytes_fetched"], _missed(deltas["first"]), at)
@@ -188,7 +188,7 @@ def _bench_version(bench: Bench, spec: str, model: ModelRef | None, work: Path |
             Stage("check", "BLAKE3 of decoded bytes, one core", opened, check_s),
             Stage("disk_write", f"a file in {config.cache.directory}, until the disk has it", decoded, write_s),
             Stage("disk_read", "the same file, not from memory", decoded, read_s)]
-        at = Conditions(connections, os.cpu_count() or 1, is_http(repository.store.url), stored / decoded,
+        at = Conditions(connections, os.cpu_count() or 1, is_network(repository.store.url), stored / decoded,
                         config.mount.engine, config.cache.verify)
         mount = None
         taken = min(entry.size, bench.size_bytes + config.fetch.readahead_bytes)

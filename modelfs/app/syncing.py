@@ -10,11 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 from modelfs.app.repositories import deadline_of, repository_at, stores_of
+from modelfs.app.transfers import throttled
 from modelfs.config import Config
 from modelfs.errors import BadInput, ModelfsError, Unavailable
 from modelfs.repository.beside import beside
 from modelfs.stores.retrying import RetryingStore
 from modelfs.stores.store import ObjectStore
+from modelfs.stores.throttled import Throttle
 from modelfs.transfer.replicate import replicate
 
 
@@ -27,10 +29,12 @@ def check_enough(config: Config, spec: str, count: int) -> None:
                        advice="Name its replicas in [remotes.NAME] urls.")
 
 
-def hold_by(config: Config, spec: str, count: int, tell: Callable[[str], None]) -> list[str]:
+def hold_by(config: Config, spec: str, count: int, tell: Callable[[str], None],
+            throttle: Throttle | None = None) -> list[str]:
     """The URLs of the stores that hold what the first has now, at least count; all backups are brought up to date at
-    once. Raises Unavailable where fewer could be, with the reason of the first that could not."""
-    primary = repository_at(config, spec, tell=tell)
+    once, and throttle is for what they read together. Raises Unavailable where fewer could be, with the reason of the
+    first that could not."""
+    primary = throttled(repository_at(config, spec, tell=tell), throttle)
     backups = [RetryingStore(store) for store in stores_of(config, spec)[1:]] if count > 1 else []
     held, failed = [primary.store.url], []
 

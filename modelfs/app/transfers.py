@@ -16,6 +16,7 @@ from modelfs.reading.fetcher import Fetcher
 from modelfs.reading.versions import NoChunkCache, Versions
 from modelfs.repository.repository import Repository
 from modelfs.stores.retrying import Tell
+from modelfs.stores.throttled import Throttle, ThrottledStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,18 @@ class Transfer:
     metrics: Metrics
 
 
+def throttled(repository: Repository, throttle: Throttle | None) -> Repository:
+    """Of one store: what is read and written of it together is no quicker than throttle."""
+    if throttle is None:
+        return repository
+    return Repository(ThrottledStore(repository.store, throttle), repository.info, repository.cache)
+
+
 @contextmanager
-def transfer(config: Config, spec: str, tell: Tell) -> Iterator[Transfer]:
-    """Raises as readable_at."""
+def transfer(config: Config, spec: str, tell: Tell, throttle: Throttle | None = None) -> Iterator[Transfer]:
+    """throttle: of all stores of spec together. Raises as readable_at."""
     metrics = Metrics()
-    repository = readable_at(config, spec, metrics, tell=tell)
+    repository = readable_at(config, spec, metrics, tell=tell, throttle=throttle)
     cache = NoChunkCache()
     fetcher = Fetcher(cache, metrics, connections=config.fetch.connections,
                       memory_bytes=config.fetch.memory_bytes, deadline_s=config.fetch.deadline_s, patient=True)

@@ -13,13 +13,14 @@ from modelfs.cli.output import Session, command_options, examples
 from modelfs.units import parse_size, show_size
 
 
-@click.command(epilog=examples("modelfs init /srv/models", "modelfs init http://localhost:8750 --chunk-size 4MiB"))
+@click.command(epilog=examples("modelfs init /srv/models", "modelfs init s3://bucket/models --chunk-size 4MiB"))
 @click.argument("repo")
 @click.option("--chunk-size", metavar="S", default="2MiB", show_default=True,
               help="Largest chunk: a power of two from 64 KiB to 16 MiB.")
 @command_options()
 def command(session: Session, repo: str, chunk_size: str) -> None:
-    """Make an empty repository at REPO, a directory (it is made, too) or a server that may be written to.
+    """Make an empty repository at REPO: a directory (it is made, too), a server that may be written to, or a place in
+    an object store.
 
     The chunk size is the unit of deduplication and of what a read fetches at least; it cannot be changed later.
     """

@@ -110,7 +110,7 @@ def overview() -> str:
             if entry.group == group:
                 lines += [f"  {name:<10}{entry.help}", f"              {entry.example}"]
         lines.append("")
-    lines += ["REPO is a directory, a file://, http:// or https:// URL, or the name of a remote of the config.",
+    lines += ["REPO is a directory, a URL of http(s)://, s3://, gs://, az:// or file://, or a remote of the config.",
               "MODEL is org/name (its tag latest), org/name:tag or org/name:vN (a version).", "",
               "modelfs COMMAND --help tells all of a command."]
     return "\n".join(lines) + "\n"

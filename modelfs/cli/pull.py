@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from modelfs.cli.output import Session, command_options, counted, examples
+from modelfs.cli.rates import rate_option, throttle_of
 from modelfs.errors import NotFound
 from modelfs.ids import ModelRef
 from modelfs.units import show_size
@@ -23,9 +24,10 @@ from modelfs.units import show_size
 @click.argument("dest")
 @click.option("--include", metavar="GLOB", multiple=True, help="Only these files; may be given again.")
 @click.option("--exclude", metavar="GLOB", multiple=True, help="Not these files; may be given again.")
+@rate_option("Read at most R bytes a second, like 50MB.")
 @command_options()
 def command(session: Session, repo: str, model: str, dest: str, include: tuple[str, ...],
-            exclude: tuple[str, ...]) -> None:
+            exclude: tuple[str, ...], bwlimit: str | None) -> None:
     """Copy a version of MODEL from REPO to the directory DEST, each chunk checked."""
     from modelfs.app.policy import check_yanked
     from modelfs.app.repositories import deadline_of
@@ -33,7 +35,7 @@ def command(session: Session, repo: str, model: str, dest: str, include: tuple[s
     from modelfs.transfer.pull import chosen, pull
 
     config, ref = session.config(), ModelRef.parse(model)
-    with transfer(config, repo, session.output.note) as parts:
+    with transfer(config, repo, session.output.note, throttle_of(bwlimit)) as parts:
         found = parts.repository.resolve(parts.repository.catalog(deadline_of(config)).catalog, ref,
                                          deadline_of(config))
         if (warning := check_yanked(config.policy, ref.model, found)) is not None:

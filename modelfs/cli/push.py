@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from modelfs.cli.output import Progress, Session, Whole, command_options, counted, examples
+from modelfs.cli.rates import rate_option, throttle_of
 from modelfs.errors import BadInput
 from modelfs.ids import ModelRef
 from modelfs.transfer.push import PushOptions, PushProgress, PushReport, push
@@ -28,10 +29,11 @@ from modelfs.units import show_size
 @click.option("--follow-links", is_flag=True, help="Push what links out of SRC lead to, too.")
 @click.option("--sync", type=Whole(1, 64), metavar="N",
               help="Return once N stores of the remote REPO, its first among them, hold the version.")
+@rate_option("Send, and read from REPO, at most R bytes a second, like 50MB.")
 @click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
 @command_options()
 def command(session: Session, src: str, repo: str, model: str, message: str | None, meta: tuple[str, ...],
-            jobs: int | None, follow_links: bool, sync: int | None, dry_run: bool) -> None:
+            jobs: int | None, follow_links: bool, sync: int | None, bwlimit: str | None, dry_run: bool) -> None:
     """Store SRC, a directory or a file, as a new version of MODEL (org/name or org/name:tag) in REPO.
 
     Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version. With --sync N
@@ -40,22 +42,24 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     """
     from modelfs.app.repositories import deadline_of, repository_at
     from modelfs.app.syncing import check_enough, hold_by
+    from modelfs.app.transfers import throttled
     from modelfs.paths import state_dir
 
     ref = ModelRef.parse(model)
     if ref.version:
         raise BadInput(f"cannot push to {model}", why="versions are numbered by the repository",
                        advice="Give a tag, or none.")
-    config = session.config()
+    config, throttle = session.config(), throttle_of(bwlimit)
     if sync is not None and not dry_run:
         check_enough(config, repo, sync)
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
                           jobs or 0, follow_links, dry_run)
     with session.output.progress(None, f"push {ref.model}") as bar:
-        report = push(Path(src), repository_at(config, repo, tell=session.output.note), ref, options, _Bar(bar))
+        repository = throttled(repository_at(config, repo, tell=session.output.note), throttle)
+        report = push(Path(src), repository, ref, options, _Bar(bar))
     held = None
     if sync is not None and not dry_run:
-        held = hold_by(config, repo, sync, session.output.note)
+        held = hold_by(config, repo, sync, session.output.note, throttle)
     session.output.document({**asdict(report), **({} if held is None else {"held_by": held})})
     session.output.line(_summary(report, dry_run))
     if held:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from modelfs.cli.output import Progress, Session, command_options, counted, examples
+from modelfs.cli.rates import rate_option, throttle_of
 from modelfs.errors import BadInput, ModelfsError
 from modelfs.ids import ModelName
 from modelfs.transfer.copying import CopyProgress
-from modelfs.units import Deadline, parse_size, show_size
+from modelfs.units import Deadline, show_size
 
 if TYPE_CHECKING:
     from modelfs.repository.repository import Repository
@@ -34,7 +35,7 @@ _FAILED_PAUSE_S = 5.0
 @click.option("--model", "models", metavar="MODEL", multiple=True,
               help="Only org/name, from now on, beside what DST has; may be given again.")
 @click.option("--watch", is_flag=True, help="Go on: look for changes every mount.poll, until it is interrupted.")
-@click.option("--bwlimit", metavar="R", help="Read at most R bytes a second, like 50MB, of all destinations together.")
+@rate_option("Read at most R bytes a second, like 50MB, of all destinations together.")
 @command_options()
 def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str, ...], watch: bool,
             bwlimit: str | None) -> None:
@@ -44,15 +45,13 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
     itself, since it was the primary once, becomes a replica, too: what only it has is merged into SRC first.
     """
     from modelfs.app.repositories import deadline_of, repository_at, store_at
-    from modelfs.repository.repository import Repository
-    from modelfs.stores.throttled import Throttle, ThrottledStore
+    from modelfs.app.transfers import throttled
     from modelfs.transfer.replicate import replicate
 
     config = session.config()
     names = [ModelName.parse(name) for name in models]
-    source = repository_at(config, src, tell=session.output.note)
-    if bwlimit is not None:
-        source = Repository(ThrottledStore(source.store, Throttle(_rate(bwlimit))), source.info, source.cache)
+    throttle = throttle_of(bwlimit)
+    source = throttled(repository_at(config, src, tell=session.output.note), throttle)
     targets = [store_at(config, each, tell=session.output.note) for each in dst]
 
     def once(target: ObjectStore) -> ReplicateReport:
@@ -61,10 +60,20 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
                              tell=session.output.note)
 
     if not watch:
-        reports = [once(target) for target in targets]
-        session.output.document({"replicas": [asdict(report) for report in reports]})
+        reports, failed = [], []
+        for target in targets:
+            try:
+                reports.append(once(target))
+            except ModelfsError as error:
+                failed.append(error)
+                if len(targets) > 1:
+                    session.output.note(f"warning: {target.url} is behind: {error}")
+        if reports or not failed:
+            session.output.document({"replicas": [asdict(report) for report in reports]})
         for report in reports:
             session.output.line(_summary(report))
+        if failed:
+            raise failed[0]
         return
     if session.output.json:
         raise BadInput("--watch has no one JSON document", advice="Leave one of --watch and --json.")
@@ -109,13 +118,6 @@ class _Bar(CopyProgress):
         self._bar.advance(size_bytes)
         if self._known:
             self._bar.note(f"{show_size(self._known)} there before")
-
-
-def _rate(text: str) -> int:
-    rate = parse_size(text.removesuffix("/s"))
-    if rate < 1:
-        raise BadInput(f"not a rate {text!r}", why="it is bytes a second, like 50MB")
-    return rate
 
 
 def _summary(report: ReplicateReport) -> str:

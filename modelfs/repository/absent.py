@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from modelfs.errors import NotFound
+from modelfs.stores.cloud_access import SCHEMES
 
 _HUBS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _KINDS = frozenset({"datasets", "spaces"})
@@ -48,6 +49,8 @@ def _found_at(url: str, found: bytes | None) -> tuple[str, str]:
     parts = urlsplit(url)
     if found is not None:
         return "it answers with a web page where modelfs.json would be", "Check the address."
+    if parts.scheme in SCHEMES:
+        return "it has no modelfs.json", f"Check bucket and prefix; {_INIT[:-1]} there."
     if parts.scheme != "file":
         return "it has no modelfs.json (HTTP 404)", "Check the address; a repository's has modelfs.json below it."
     path = Path(unquote(parts.path))

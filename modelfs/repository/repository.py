@@ -6,7 +6,7 @@ Rule: an object named by its digest is returned only after it hashed to it; noth
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,8 @@ from modelfs.units import Deadline, MiB
 
 _MIRROR_WAIT_S = 2.0
 _MAX_COLUMNS_BYTES = 4096 * MiB
+Asked = Callable[[], Fetched | None]
+"""A request that is on its way."""
 
 
 class ObjectCache(Protocol):
@@ -138,20 +140,9 @@ class Repository:
     def open_with_catalog(cls, store: ObjectStore, deadline: Deadline,
                           cache: ObjectCache) -> tuple[Repository, CatalogState]:
         """As `open` and `catalog`, in one round trip; the newest catalog of all replicas that answer soon."""
-        fetched = beside(lambda: store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES))
-        replicas = replicas_of(store).replicas
-        soon = deadline.sooner(_MIRROR_WAIT_S)
-        others = [beside(partial(replica.store.get, keys.CATALOG, soon, limit=catalog.MAX_CATALOG_BYTES))
-                  for replica in replicas if len(replicas) > 1]
+        asked = _ask_all(store, deadline)
         repository = cls.open(store, deadline, cache)
-        newest = repository._state(fetched)
-        assert newest is not None
-        for other in others:
-            with suppress(ModelfsError):  # the watch will say what is wrong with it
-                found = repository._state(other)
-                if found is not None and found.catalog.serial > newest.catalog.serial:
-                    newest = found
-        return repository, newest
+        return repository, repository._newest(*asked)
 
     @classmethod
     def open_cached(cls, store: ObjectStore, cache: ObjectCache) -> Repository | None:
@@ -160,16 +151,29 @@ class Repository:
         return None if data is None else cls(store, parse_info(data, store.url), cache)
 
     def catalog(self, deadline: Deadline) -> CatalogState:
-        """Raises NotFound where modelfs.json stands without a catalog, Malformed."""
+        """The newest of all replicas that answer soon. Raises NotFound where modelfs.json stands without a catalog,
+        Malformed."""
+        if len(self.replicas.replicas) > 1:
+            return self._newest(*_ask_all(self.store, deadline))
         state = self.newer_catalog(None, deadline)
         assert state is not None
         return state
+
+    def _newest(self, first: Asked, others: Sequence[Asked]) -> CatalogState:
+        newest = self._state(first)
+        assert newest is not None
+        for other in others:
+            with suppress(ModelfsError):  # who reads will see what is wrong with it, if anybody must
+                found = self._state(other)
+                if found is not None and found.catalog.serial > newest.catalog.serial:
+                    newest = found
+        return newest
 
     def newer_catalog(self, etag: str | None, deadline: Deadline) -> CatalogState | None:
         """One conditional request; None where the catalog is still the one with this etag."""
         return self._state(lambda: self.store.get(keys.CATALOG, deadline, limit=catalog.MAX_CATALOG_BYTES, etag=etag))
 
-    def _state(self, fetch: Callable[[], Fetched | None]) -> CatalogState | None:
+    def _state(self, fetch: Asked) -> CatalogState | None:
         try:
             fetched = fetch()
         except ObjectMissing as error:
@@ -344,3 +348,13 @@ class Repository:
                 with self.store.open_range(key, 0, size, deadline) as stream:
                     return self.cache.receive(kind, digest.hex(), size, stream.readinto, digest)
         return None
+
+
+def _ask_all(store: ObjectStore, deadline: Deadline) -> tuple[Asked, list[Asked]]:
+    """For the catalog: of whichever replica answers, and of each where there are several, which have less time."""
+    def ask(one: ObjectStore, until: Deadline) -> Asked:
+        return beside(partial(one.get, keys.CATALOG, until, limit=catalog.MAX_CATALOG_BYTES))
+
+    replicas = replicas_of(store).replicas
+    soon = deadline.sooner(_MIRROR_WAIT_S)
+    return ask(store, deadline), [ask(replica.store, soon) for replica in replicas if len(replicas) > 1]

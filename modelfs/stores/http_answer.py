@@ -1,4 +1,4 @@
-"""One HTTP answer: what its head claims, checked, and its body as it arrives; every way to fail, as one of our errors.
+"""One HTTP answer: what its head claims, checked, and its body as it arrives.
 
 Rule: status, encoding, range and length are judged before one byte of a body counts, and a body that ends early is an
 error, never a shorter object.
@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import http.client
 import re
-import ssl
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 
-import requests
-import urllib3
 from requests import Response
 
-from modelfs.errors import (
-    BadInput,
-    DeadlinePassed,
-    Forbidden,
-    Malformed,
-    ModelfsError,
-    NoSpace,
-    ObjectMissing,
-    Unavailable,
-    WrongServer,
-)
+from modelfs.errors import Forbidden, Malformed, NoSpace, ObjectMissing, Unavailable
+from modelfs.stores.http_errors import NETWORK_ERRORS, failure
 from modelfs.stores.store import as_content, room_for
 from modelfs.units import Deadline, KiB, MiB
 
@@ -36,21 +25,21 @@ _DRAIN = 64 * KiB  # an error's text is read to keep its connection; what is lon
 _REASON = 500
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,19}")
-_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})  # as OpenSSL 1.1 to 3.x say it
+_NGINX_ON_TLS = re.compile(rb"<title>400 ([^<]*SSL certificate[^<]*)</title>")
 _RETRY_STATUS = frozenset({408, 425, 429})
-NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 class Answer:
     """An answer whose head has come: what it says, checked, and its body as it arrives."""
 
-    __slots__ = ("_body", "_credentials", "_deadline", "_response", "status", "where")
+    __slots__ = ("_body", "_credentials", "_deadline", "_response", "_told", "status", "where")
 
     def __init__(self, response: Response, body: http.client.HTTPResponse, deadline: Deadline, where: str,
                  credentials: str = "") -> None:
         """credentials: what to tell who is refused for want of them."""
         self._response, self._body, self._deadline, self._credentials = response, body, deadline, credentials
         self.status, self.where = response.status_code, where
+        self._told: bytes | None = None
 
     def header(self, name: str) -> str | None:
         return self._response.headers.get(name)
@@ -74,6 +63,9 @@ class Answer:
         if found >= 500 or found in _RETRY_STATUS:
             raise Unavailable("a store does not answer well", where=self.where, why=self._status_text(),
                               retry_after_s=_retry_after(self.header("Retry-After"), self.header("Date")))
+        if found == 400 and (complaint := self._on_our_certificate()):
+            raise Forbidden("a store refuses", where=self.where, why=f"{self._status_text()}: {complaint}",
+                            advice="client_cert of a remote names the certificate that it is shown.")
         if found >= 400:
             raise Forbidden("a store refuses", where=self.where, why=self._status_text() + self._reason(),
                             advice=self._credentials if found in (401, 403) else "")
@@ -182,14 +174,24 @@ class Answer:
 
     def _reason(self) -> str:
         """What modelfs's own server says of it, one line; pages for browsers are left out."""
-        length = self.length()
-        if not (self.header("Content-Type") or "").startswith("text/plain") or not length or length > _REASON:
+        if not (self.header("Content-Type") or "").startswith("text/plain"):
             return ""
-        try:
-            text = bytes(self.read_to_end(_REASON) or b"").decode("utf-8", "replace")
-        except Unavailable:
-            return ""  # the status says enough
-        return ": " + " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        text = self._short_body().decode("utf-8", "replace")
+        return text and ": " + " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+    def _short_body(self) -> bytes:
+        """Nothing where it is long or does not come: the status says enough."""
+        if self._told is None:
+            self._told, length = b"", self.length()
+            if length and length <= _REASON:
+                with suppress(Unavailable):
+                    self._told = bytes(self.read_to_end(_REASON) or b"")
+        return self._told
+
+    def _on_our_certificate(self) -> str:
+        """What nginx says of a client's certificate that is missing or bad: in a page for browsers, and by 400."""
+        found = _NGINX_ON_TLS.search(self._short_body())
+        return found[1].decode("ascii", "replace") if found else ""
 
     def _wrong(self, why: str) -> Unavailable:
         return Unavailable("a store does not answer well", where=self.where, why=why)
@@ -197,39 +199,6 @@ class Answer:
     def _too_short(self, size: int, offset: int, length: int) -> Malformed:
         return Malformed("an object is too short", where=self.where,
                          why=f"it has {size} bytes, and {length} at {offset} are asked for")
-
-
-def failure(error: Exception, deadline: Deadline, where: str) -> ModelfsError:
-    """The error of a network that did not work: it can be tried again, unless the deadline passed."""
-    cause = _innermost(error)
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader
-                  | requests.exceptions.InvalidProxyURL):
-        return BadInput("a request cannot be made", where=where, why=type(cause).__name__)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return WrongServer("a store does not answer as itself", where=where,
-                           why=f"its certificate does not hold, {cause.verify_message}")
-    if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
-        return WrongServer("a store does not answer with TLS", where=where, advice="Is it http:// and not https://?")
-    if deadline.passed:
-        return DeadlinePassed("a store did not answer in time", where=where, why="the deadline passed")
-    return Unavailable("a store does not answer", where=where, why=_text_of(cause))
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """requests and urllib3 wrap what the system said four times; people want the last of it."""
-    seen = error
-    for _ in range(10):
-        inner = (seen.__cause__ or getattr(seen, "reason", None)
-                 or next((a for a in seen.args if isinstance(a, BaseException)), None))
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
-    return seen
-
-
-def _text_of(error: BaseException) -> str:
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return re.sub(r"<[^>]* at 0x[0-9a-f]+>:? ?", "", text)[:200] or type(error).__name__
 
 
 def http_date(text: str | None) -> float | None:

@@ -6,16 +6,20 @@ past the deadline, and the headers that hold credentials go to no other host.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from urllib.parse import urljoin, urlsplit
 
 from modelfs import __version__
 from modelfs.errors import BadInput, Forbidden, Malformed, ModelfsError, SwapLost, Unavailable
-from modelfs.stores.http_answer import NETWORK_ERRORS, Answer, failure, http_date
-from modelfs.stores.http_transport import STALL_S, Exchange, TimedSession
+from modelfs.stores.http_answer import Answer, http_date
+from modelfs.stores.http_errors import NETWORK_ERRORS, failure, proxy_refuses
+from modelfs.stores.http_transport import STALL_S, Exchange, TimedSession, proxy_of
 from modelfs.stores.names import check_key, check_range
+from modelfs.stores.opening import TlsFiles
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo
+from modelfs.stores.tls import Tls
 from modelfs.units import Deadline, KiB
 
 MAX_REDIRECTS = 5
@@ -26,19 +30,20 @@ _WRITE_STALL_S = 30.0  # a server answers once the object is on its disk; severa
 class HttpStore:
     """The ObjectStore at an http or https URL. An etag is the ETag header, verbatim.
 
-    headers: asked before every request, for headers like Authorization; they go to url's own host only.
-    credentials: what to tell who is refused about where they come from, without a secret.
-    stall_s: how long a read waits for the next byte. verify: False or the path of a CA bundle, as in requests; proxies
-    are those of the environment, as there.
+    headers: asked before every request, for headers like Authorization; they go to url's own host only, as the client
+    certificate does. credentials: what to tell who is refused about where they come from, without a secret.
+    stall_s: how long a read waits for the next byte. Proxies are those of the environment, as in requests.
+    Raises BadInput; Forbidden of certificates that may not be read, and of a key that others can read.
     """
 
     def __init__(self, url: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-                 verify: bool | str = True, credentials: str = "", stall_s: float | None = None) -> None:
+                 tls: TlsFiles | None = None, credentials: str = "", stall_s: float | None = None) -> None:
         self.url = _checked_url(url)
         self._headers = headers
         self._credentials = credentials
         self._stall_s = STALL_S if stall_s is None else stall_s
-        self._verify = verify
+        self._tls = Tls(tls or TlsFiles())
+        self._context(self.url, elsewhere=False)
         self._session = TimedSession(connections)
 
     def get(self, key: str, deadline: Deadline, *, limit: int, etag: str | None = None,
@@ -101,7 +106,7 @@ class HttpStore:
 
     def list(self, prefix: str, deadline: Deadline) -> Iterator[ObjectInfo]:
         raise Forbidden("a store cannot list its objects", where=self.url, why="HTTP has no listing",
-                        advice="Run this where the repository is a directory.")
+                        advice="Run this where the repository is a directory, or at its object store.")
 
     def delete(self, key: str, deadline: Deadline) -> None:
         with self._ask("DELETE", key, deadline) as answer:
@@ -114,8 +119,10 @@ class HttpStore:
         url = f"{self.url}/{check_key(key)}"
         deadline.check("a store was not asked in time", url)
         own = dict(self._headers()) if self._headers else {}
+        elsewhere = False
         for _ in range(MAX_REDIRECTS + 1):
-            answer = self._send(method, url, deadline, {**(headers or {}), **own}, body, f"{self.url}/{key}")
+            context = self._context(url, elsewhere=elsewhere)
+            answer = self._send(method, url, context, deadline, {**(headers or {}), **own}, body, f"{self.url}/{key}")
             location = answer.header("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not location:
                 return answer
@@ -126,22 +133,29 @@ class HttpStore:
             if urlsplit(target).scheme not in ("http", "https"):
                 raise Unavailable("a store redirects to what is not HTTP", where=answer.where)
             if not _may_know_secrets(url, target):
-                own = {}
+                own, elsewhere = {}, True
             url = target
         raise Unavailable("a store redirects without end", where=answer.where,
                           why=f"more than {MAX_REDIRECTS} redirects")
 
-    def _send(self, method: str, url: str, deadline: Deadline, headers: dict[str, str], body: _Upload | None,
-              where: str) -> Answer:
-        exchange = Exchange(deadline, self._stall_s) if body is None else Exchange(deadline, _WRITE_STALL_S)
+    def _context(self, url: str, *, elsewhere: bool) -> ssl.SSLContext | None:
+        return self._tls.context(elsewhere=elsewhere) if url.lower().startswith("https:") else None
+
+    def _send(self, method: str, url: str, context: ssl.SSLContext | None, deadline: Deadline,
+              headers: dict[str, str], body: _Upload | None, where: str) -> Answer:
+        exchange = Exchange(deadline, self._stall_s if body is None else _WRITE_STALL_S, context)
         try:
             response = self._session.exchange(
-                exchange, method, url, data=body, verify=self._verify,
+                exchange, method, url, data=body,
                 headers={"User-Agent": f"modelfs/{__version__}", "Accept-Encoding": "identity", **headers})
         except NETWORK_ERRORS as error:
-            raise failure(error, deadline, where) from error
+            raise failure(error, deadline, where, proxy_of(url), connecting=exchange.connecting) from error
         assert exchange.body is not None
-        return Answer(response, exchange.body, deadline, where, self._credentials)
+        answer = Answer(response, exchange.body, deadline, where, self._credentials)
+        if answer.status == 407 and (proxy := proxy_of(url)):
+            answer.close()
+            raise proxy_refuses(proxy, 407, "Proxy Authentication Required")
+        return answer
 
 
 class _Upload:

@@ -1,8 +1,9 @@
 """Connections whose every wait is bounded by the request's deadline, put underneath a requests session.
 
-Rule: names are resolved, connections made, headers and bodies sent and received only as long as the deadline has
-not passed and the other side did not stall; the deadline is told of bytes that move. requests' own timeouts begin anew
-with each received byte, so a server that sends one byte a second, in headers too, would hold a reader for ever.
+Rule: names are resolved, connections made (through a proxy, too), headers and bodies sent and received only as long as
+the deadline has not passed and the other side did not stall; the deadline is told of bytes that move. requests' own
+timeouts begin anew with each received byte, so a server that sends one byte a second, in headers too, would hold a
+reader for ever. A connection with TLS has the context that its request brings, and no other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,9 +23,11 @@ import urllib3
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError
 
+from modelfs.stores.tls import usual_context
 from modelfs.units import Deadline, KiB
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 STALL_S = 10.0  # without one byte; a server that streams at all is far quicker, and the retry needs time too
+_ALERT_S = 0.5
 _UNSENT_BYTES = 128 * KiB
 """What the kernel takes from us beyond what is on its way. Without this it takes 4 MiB, and more only once a third of
 that has left: on a slow uplink minutes of seeming silence."""
@@ -38,10 +43,13 @@ that has left: on a slow uplink minutes of seeming silence."""
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way. body: what the connection answered; its head is there once headed is set."""
+    """One request on its way. context: for https. connecting: to the store, or to its proxy and through that. body:
+    what the connection answered; its head is there once headed is set."""
 
     deadline: Deadline
     stall_s: float
+    context: ssl.SSLContext | None = None
+    connecting: bool = False
     body: http.client.HTTPResponse | None = None
     headed: bool = False
 
@@ -131,10 +139,12 @@ class _Timed(HTTPConnection):
         """In a thread of its own where a name must be resolved: the resolver knows no time limit, and a name may
         stand for many addresses, each of which would get the whole connect timeout."""
         exchange = _current.get()
+        exchange.connecting = True
         sock = super()._new_conn() if _is_address(self.host) else self._new_conn_bounded(exchange.wait_s())
         sock.settimeout(min(CONNECT_S, exchange.wait_s()))  # for the TLS handshake that may follow
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        exchange.connecting = self.proxy_is_tunneling
         return sock
 
     def _new_conn_bounded(self, seconds: float) -> socket.socket:
@@ -154,9 +164,21 @@ class _Timed(HTTPConnection):
         assert self.sock is not None
         while view:
             self.sock.settimeout(exchange.wait_s())
-            size = self.sock.send(view)
+            try:
+                size = self.sock.send(view)
+            except (ssl.SSLError, ConnectionError):
+                self._raise_alert()
+                raise
             view = view[size:]
             exchange.deadline.moved(size)
+
+
+    def _raise_alert(self) -> None:
+        """TLS 1.3 has a server judge our certificate when we write already: what it says of it waits to be read."""
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.settimeout(_ALERT_S)
+            with suppress(TimeoutError, ConnectionError):
+                self.sock.recv(1)
 
 
 class _Attempt:
@@ -191,7 +213,11 @@ class _Attempt:
 
 
 class _TimedHttps(_Timed, HTTPSConnection):
-    pass
+    def _tunnel(self) -> None:
+        super()._tunnel()
+        _current.get().connecting = False
+        assert self.sock is not None
+        self.sock.settimeout(min(CONNECT_S, _current.get().wait_s()))  # the proxy took its time; now the handshake
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -207,11 +233,31 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*arguments, **named)
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
+    def build_connection_pool_key_attributes(self, request: PreparedRequest, verify: Any, cert: Any = None) -> Any:
+        """Connections are kept by their context: where a certificate changed there are none yet."""
+        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
+        context = _current.get().context
+        return host, {} if context is None else {"cert_reqs": "CERT_REQUIRED", "ssl_context": context}
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """A context has all of it. requests would load the usual authorities into it, for each connection anew."""
+
     def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
+        if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
+            named["proxy_ssl_context"] = usual_context()  # the files of the remote are not about proxies
         manager = super().proxy_manager_for(proxy, **named)
         if isinstance(manager, urllib3.ProxyManager):  # a SOCKS manager brings connections of its own
             manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
         return manager
+
+
+def proxy_of(url: str) -> str:
+    """The proxy by which url is asked, as the environment says, without its user and password; "" without one."""
+    found = select_proxy(url, get_environ_proxies(url))
+    if not found:
+        return ""
+    scheme, _, rest = found.rpartition("://")
+    return f"{scheme or 'http'}://{rest.partition('/')[0].rpartition('@')[2]}"
 
 
 def _is_address(host: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,14 +20,25 @@ from modelfs.stores.store import ObjectStore
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files. ca: of the authorities that count, in place of the usual ones. cert: what we show. key: of cert,
+    where that does not hold it. keys: what messages put before ca_file, client_cert, client_key."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    keys: str = ""
+
+
 def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping[str, str]] | None = None,
-               verify: bool | str = True, credentials: str = "", stall_s: float | None = None,
+               tls: TlsFiles | None = None, credentials: str = "", stall_s: float | None = None,
                cloud: CloudOptions | None = None, tell: Callable[[str], None] | None = None) -> ObjectStore:
     """The store of a directory's path, a file:// URL, an http(s):// URL, or of s3://, gs:// or az://, without retries
     (see RetryingStore).
 
-    connections: of all but a directory. headers, verify, credentials, stall_s: of HttpStore. cloud, tell: of
-    CloudStore. Raises BadInput.
+    connections: of all but a directory. headers, tls, credentials, stall_s: of HttpStore. cloud, tell: of CloudStore.
+    Raises BadInput; Forbidden of a private key that others can read.
     """
     scheme = _scheme_of(spec)
     if scheme is None:
@@ -37,7 +49,7 @@ def open_store(spec: str, *, connections: int = 8, headers: Callable[[], Mapping
         return FileStore(_path_of(spec))
     if scheme in ("http", "https"):
         from modelfs.stores.http_store import HttpStore  # 100 ms of imports that a local repository does without
-        return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, verify=verify,
+        return HttpStore(scheme + spec[len(scheme):], connections=connections, headers=headers, tls=tls,
                          credentials=credentials, stall_s=stall_s)
     if scheme in SCHEMES:
         try:
@@ -56,6 +68,10 @@ def is_http(spec: str) -> bool:
 
 def is_cloud(spec: str) -> bool:
     return _scheme_of(spec) in SCHEMES
+
+
+def is_network(spec: str) -> bool:
+    return is_http(spec) or is_cloud(spec)
 
 
 def _scheme_of(spec: str) -> str | None:

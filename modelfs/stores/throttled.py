@@ -1,42 +1,44 @@
 """A store that moves no more bytes a second than it may, in both directions together.
 
-Rule: the rate is one for all threads; what was not used is kept for a tenth of a second, no longer.
+Rule: the rate is one for all threads; what was not used is kept for a tenth of a second, no longer. Who waits here
+waits for us, and not for the store.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from modelfs.stores.store import Buffer, Fetched, ObjectInfo, ObjectStore, RangeStream
-from modelfs.units import Deadline, KiB
+from modelfs.units import Deadline, KiB, Patience
 
 _PIECE = 64 * KiB
 _BURST_S = 0.1
 
 
 class Throttle:
-    """bytes_per_s: above 0."""
+    """bytes_per_s: above 0. clock, sleep: in seconds."""
 
-    def __init__(self, bytes_per_s: float) -> None:
-        self._rate = bytes_per_s
+    def __init__(self, bytes_per_s: float, *, clock: Callable[[], float] = time.monotonic,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        self._rate, self._clock, self._sleep = bytes_per_s, clock, sleep
         self._lock = threading.Lock()
-        self._free_s = time.monotonic()  # when all that was taken has moved; guarded by _lock
+        self._free_s = clock()  # when all that was taken has moved; guarded by _lock
 
     def take(self, size: int) -> None:
         """Returns once size more bytes may have moved."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._free_s = max(self._free_s, now - _BURST_S) + size / self._rate
             wait_s = self._free_s - now
         if wait_s > 0:
-            time.sleep(wait_s)
+            self._sleep(wait_s)
 
 
 class ThrottledStore:
-    """Bodies count, requests do not. An object that is put waits as a whole before it is sent."""
+    """Bodies count, requests do not. What is put waits as it is sent, where the store tells of what it sends."""
 
     def __init__(self, store: ObjectStore, throttle: Throttle) -> None:
         self.store, self.url, self._throttle = store, store.url, throttle
@@ -55,8 +57,11 @@ class ThrottledStore:
         return self.store.stat(key, deadline)
 
     def put(self, key: str, data: Buffer, deadline: Deadline, *, only_if_absent: bool = False) -> bool:
-        self._throttle.take(len(data))
-        return self.store.put(key, data, deadline, only_if_absent=only_if_absent)
+        paced = _Paced(deadline, self._throttle)
+        put = self.store.put(key, data, paced, only_if_absent=only_if_absent)
+        if put:
+            self._throttle.take(max(0, memoryview(data).nbytes - paced.told))
+        return put
 
     def swap(self, key: str, expected: str | None, new: bytes, deadline: Deadline) -> str | None:
         return self.store.swap(key, expected, new, deadline)
@@ -66,6 +71,28 @@ class ThrottledStore:
 
     def delete(self, key: str, deadline: Deadline) -> None:
         self.store.delete(key, deadline)
+
+
+class _Paced(Patience):
+    """A deadline that holds up whoever tells it of bytes that moved, and is over when the one behind it is."""
+
+    __slots__ = ("_behind", "_throttle", "told")
+
+    def __init__(self, behind: Deadline, throttle: Throttle) -> None:
+        super().__init__(behind.remaining())
+        self._behind, self._throttle, self.told = behind, throttle, 0
+
+    def moved(self, size_bytes: int) -> None:
+        self.told += size_bytes
+        self._throttle.take(size_bytes)
+        self._behind.moved(size_bytes)
+
+    def remaining(self) -> float:
+        return self._behind.remaining()
+
+    @property
+    def passed(self) -> bool:
+        return self._behind.passed
 
 
 class _ThrottledRange:

@@ -21,7 +21,7 @@ _MAIN = """
 {user}daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/error.log;
 events {{ worker_connections 256; }}
 http {{
-  log_format short '$request_method $uri $status'; access_log {scratch}/access.log short;
+  log_format short '$request_method $uri $status $upstream_cache_status'; access_log {scratch}/access.log short;
   client_body_temp_path {scratch}/body; proxy_temp_path {scratch}/proxy;
   fastcgi_temp_path {scratch}/fastcgi; uwsgi_temp_path {scratch}/uwsgi; scgi_temp_path {scratch}/scgi;
   include {scratch}/example.conf;

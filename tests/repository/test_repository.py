@@ -25,6 +25,7 @@ from modelfs.errors import (
 )
 from modelfs.ids import ModelName, ModelRef, ObjectId
 from modelfs.repository import keys
+from modelfs.repository.absent import no_repository
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.info import initialise, parse_info
 from modelfs.repository.layout import Layout
@@ -187,6 +188,11 @@ def test_what_is_there_instead_of_a_repository_is_said(tmp_path: Path, served: C
                        ("https://huggingface.co/datasets/acme/base/tree/main", "Hugging Face hub")]:
         with pytest.raises(NotFound, match=says):
             Repository.open(open_store(spec), deadline())
+
+
+def test_an_object_store_without_a_repository_is_not_spoken_of_as_a_server() -> None:
+    assert str(no_repository("s3://bucket/models", None)).endswith(
+        "it has no modelfs.json. Check bucket and prefix; `modelfs init` makes one there.")
 
 
 def test_a_modelfs_json_without_a_catalog_is_no_repository(made: Builder) -> None:

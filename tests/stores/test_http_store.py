@@ -28,6 +28,7 @@ from modelfs.errors import (
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.http_store import HttpStore
 from modelfs.stores.http_transport import STALL_S
+from modelfs.stores.opening import TlsFiles
 from modelfs.units import Deadline, MiB
 
 PACK = "packs/ab/ab" + "1" * 62
@@ -377,7 +378,7 @@ def test_https_is_checked_and_has_the_same_deadlines(server: FaultProxy, tmp_pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with FaultProxy(tmp_path / "root", tls=context) as secure:
-        store = HttpStore(secure.url, verify=str(tmp_path / "public.pem"))
+        store = HttpStore(secure.url, tls=TlsFiles(tmp_path / "public.pem"))
         assert read(store, 3, 500_000) == CONTENT[3:500_003]
         secure.add("drip", match=PACK, piece=1, interval_s=0.02)
         passes_its_deadline(lambda: read(store, 0, 200_000, Deadline(0.5)))

@@ -11,7 +11,7 @@ import pytest
 
 from modelfs.errors import BadInput
 from modelfs.stores.file_store import FileStore
-from modelfs.stores.opening import open_store
+from modelfs.stores.opening import is_network, open_store
 
 
 def test_a_path_and_a_file_url_are_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +73,10 @@ def test_a_directory_needs_neither_an_http_client_nor_the_clouds_library() -> No
     code = ("import sys; from modelfs.stores.opening import open_store; open_store('x');"
             "sys.exit(bool({'requests', 'obstore', 'asyncio', 'configparser'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("spec", "far"), [
+    ("/srv/models", False), ("file:///srv/models", False), ("http://x.example", True), ("HTTPS://x.example", True),
+    ("s3://bucket", True), ("gs://bucket/x", True), ("az://container", True)])
+def test_what_is_behind_a_network_is_told_from_directories(spec: str, far: bool) -> None:
+    assert is_network(spec) is far
