@@ -21,16 +21,25 @@ demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a tempo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 .PHONY: test
-test: $(STAMP) system-fuse system-nginx  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
+test: $(STAMP) system-fuse system-nginx system-network system-etcd  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
 	@$(BIN)/pytest -q -n 4 --dist worksteal tests $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(STAMP)  ## the tests that need neither mounts nor servers
 	@$(BIN)/pytest -q $(wildcard tests/test_*.py tests/cli tests/codecs tests/formats tests/repository) $(ARGS)
 
-.PHONY: storm
-storm: $(STAMP) system-fuse  ## random reads while a small cache evicts all the time, about an hour
-	@STORM_READS=1000000 $(BIN)/pytest -q tests/mount/test_storm.py $(ARGS)
+# In a short form both are among the tests. STORM_READS: of each engine's mount. STORM_SECONDS, STORM_SEED: the simulation's.
+STORM_READS ?= 1000000
+STORM_SECONDS ?= 600
+STORM_SEED ?= 1
+
+.PHONY: test-storm
+test-storm: simulation  ## the long storms: a fleet's ten minutes, then an hour of random reads while a small cache evicts
+	@STORM_READS=$(STORM_READS) $(BIN)/pytest -q tests/mount/test_storm.py
+
+.PHONY: simulation
+simulation: $(STAMP) system-fuse system-network  ## a fleet in network namespaces through ten minutes of faults, as root
+	@$(BIN)/python -m benchmarks.simulation --seconds $(STORM_SECONDS) --seed $(STORM_SEED) $(ARGS)
 
 .PHONY: test-frameworks
 test-frameworks: $(FRAMEWORKS_STAMP) system-fuse  ## torch, safetensors, transformers, onnxruntime, llama.cpp through a mount
@@ -123,6 +132,10 @@ system-fuse: $(STAMP)
 .PHONY: system-nginx
 system-nginx:
 	$(call system_packages,PATH="$$PATH:/usr/sbin" command -v nginx,nginx-light)
+
+.PHONY: system-etcd
+system-etcd:
+	$(call system_packages,etcd --version | grep -Eq "etcd Version: 3\.([4-9]|[1-9][0-9])",etcd-server)
 
 .PHONY: system-network
 system-network:

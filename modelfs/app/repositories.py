@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from modelfs.config import Config
+from modelfs.config import Config, RemoteConfig
 from modelfs.errors import NotFound
 from modelfs.metrics import Metrics
 from modelfs.repository import keys
 from modelfs.repository.repository import ObjectCache, Repository
 from modelfs.stores.cloud_access import CloudOptions
 from modelfs.stores.file_store import FileStore
-from modelfs.stores.opening import is_cloud, is_http, open_store
+from modelfs.stores.opening import TlsFiles, is_cloud, is_http, open_store
 from modelfs.stores.replicas import Replicas
 from modelfs.stores.retrying import MeteredStore, RetryingStore, Tell
 from modelfs.stores.store import ObjectStore
+from modelfs.stores.throttled import Throttle, ThrottledStore
 from modelfs.tokens import ClientToken
 from modelfs.units import Deadline
 
@@ -38,36 +39,50 @@ def store_at(config: Config, spec: str, metrics: Metrics | None = None, *, tell:
 
 
 def reading_store_at(config: Config, spec: str, metrics: Metrics | None = None, *,
-                     tell: Tell | None = None) -> ObjectStore:
+                     tell: Tell | None = None, throttle: Throttle | None = None) -> ObjectStore:
     """As `store_at`, for those who only read: of a remote with mirrors, whichever can answer."""
-    stores = stores_of(config, spec, metrics, tell=tell)
+    stores = stores_of(config, spec, metrics, tell=tell, throttle=throttle)
     store = stores[0] if len(stores) == 1 else Replicas(stores, keys.agrees, metrics, hedge=config.fetch.hedge)
     return RetryingStore(store, metrics, tell=tell)
 
 
 def stores_of(config: Config, spec: str, metrics: Metrics | None = None, *,
-              tell: Tell | None = None) -> list[ObjectStore]:
-    """Of a remote, all in order of preference; without retries. Raises as `store_at`."""
+              tell: Tell | None = None, throttle: Throttle | None = None) -> list[ObjectStore]:
+    """Of a remote, all in order of preference; without retries. throttle: of all together. Raises as `store_at`."""
     remote = config.remotes.get(spec)
-    token_file = (remote.token_file if remote else None) or config.token_file
     urls = remote.urls if remote else (spec,)
-    cloud = CloudOptions(remote.endpoint, remote.region, remote.anonymous) if remote else None
     stall_s = _MIRRORED_STALL_S if len(urls) > 1 else None
-    stores = [_open(config, url, token_file, cloud, stall_s, tell) for url in urls]
-    return [MeteredStore(store, metrics) for store in stores] if metrics else stores
+    stores = [_open(config, url, remote, stall_s, tell) for url in urls]
+    if throttle is not None:
+        stores = [ThrottledStore(store, throttle) for store in stores]
+    if metrics:
+        stores = [MeteredStore(store, metrics) for store in stores]
+    if remote and remote.etcd:
+        from modelfs.app.consensus import kept_in_etcd  # HTTP's imports, as for a store over HTTP
+        stores[0] = kept_in_etcd(stores[0], remote.etcd, tls_of(remote))
+    return stores
 
 
-def _open(config: Config, url: str, token_file: Path | None, cloud: CloudOptions | None, stall_s: float | None,
+def _open(config: Config, url: str, remote: RemoteConfig | None, stall_s: float | None,
           tell: Tell | None) -> ObjectStore:
     connections = config.fetch.connections
     if is_cloud(url):
+        cloud = CloudOptions(remote.endpoint, remote.region, remote.anonymous, bool(remote.etcd)) if remote else None
         return open_store(url, connections=connections, cloud=cloud, tell=tell)
     if not is_http(url):
         return open_store(url)
-    if token_file is None:
-        return open_store(url, connections=connections, credentials=_NO_TOKEN, stall_s=stall_s)
-    return open_store(url, connections=connections, headers=ClientToken(token_file).headers,
-                      credentials=f"It was asked with the token in {token_file}.", stall_s=stall_s)
+    token_file = (remote.token_file if remote else None) or config.token_file
+    headers, credentials = None, _NO_TOKEN
+    if token_file is not None:
+        headers, credentials = ClientToken(token_file).headers, f"It was asked with the token in {token_file}."
+    return open_store(url, connections=connections, headers=headers, tls=tls_of(remote), credentials=credentials,
+                      stall_s=stall_s)
+
+
+def tls_of(remote: RemoteConfig | None) -> TlsFiles | None:
+    if remote is None:
+        return None
+    return TlsFiles(remote.ca_file, remote.client_cert, remote.client_key, f"remotes.{remote.name}.")
 
 
 def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
@@ -94,10 +109,11 @@ def repository_at(config: Config, spec: str, metrics: Metrics | None = None, cac
 
 
 def readable_at(config: Config, spec: str, metrics: Metrics | None = None, cache: ObjectCache | None = None, *,
-                tell: Tell | None = None) -> Repository:
-    """As `repository_at`, for those who only read."""
+                tell: Tell | None = None, throttle: Throttle | None = None) -> Repository:
+    """As `repository_at`, for those who only read. throttle: of all its stores together."""
     with naming_remotes(config, spec):
-        return Repository.open(reading_store_at(config, spec, metrics, tell=tell), deadline_of(config), cache)
+        store = reading_store_at(config, spec, metrics, tell=tell, throttle=throttle)
+        return Repository.open(store, deadline_of(config), cache)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from modelfs.stores.store import Fetched
 
 INFO = "modelfs.json"
 CATALOG = "catalog.json"
+ETCD = "etcd.json"  # only where etcd keeps the catalog
 
 
 def _sharded(kind: str, name: str) -> str:

@@ -32,11 +32,13 @@ _ELSEWHERE = ("role_arn", "credential_process", "sso_session", "sso_start_url", 
 
 @dataclass(frozen=True, slots=True)
 class CloudOptions:
-    """What a remote says of an object store; None: what the environment says."""
+    """What a remote says of an object store; None: what the environment says. moved_elsewhere: the catalog is changed
+    in etcd, so that a store that ignores conditions may have several writers."""
 
     endpoint: str | None = None
     region: str | None = None
     anonymous: bool = False
+    moved_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,9 @@ class CloudStore:
     def __init__(self, spec: str, options: CloudOptions | None = None, *, connections: int = 8,
                  tell: Callable[[str], None] | None = None) -> None:
         self._place = parse_place(spec)
-        self._access = access_to(self._place, options or CloudOptions())
+        options = options or CloudOptions()
+        self._access = access_to(self._place, options)
+        self._single_writer = not options.moved_elsewhere
         # One bucket's name may stand at many endpoints, and the cache knows a repository by its URL.
         self.url = self._place.url + (f"?endpoint={self._access.endpoint}" if self._access.endpoint else "")
         self._connections = connections
@@ -238,7 +240,7 @@ class CloudStore:
         found = self._probe(deadline)
         with self._lock:
             first, self._conditions = self._conditions is None, found
-        if first and not found:
+        if first and not found and self._single_writer:
             log_event(_LOG, "warning", "store.single_writer", store=self.url)
             if self._tell is not None:
                 self._tell(f"warning: {self.url} ignores the conditions of writes: two pushes at once may lose one. "

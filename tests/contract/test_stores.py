@@ -1,5 +1,5 @@
-"""What every store must do, whichever it is: the same tests over a directory, our server, nginx, a plain server, and
-object stores behind two S3 servers.
+"""What every store must do, whichever it is: the same tests over a directory, our server, nginx, a plain server,
+object stores behind two S3 servers, and a directory whose catalog is in etcd.
 
 Rule: a store that cannot write (servers that only read) is filled through its directory, and must refuse by Forbidden.
 An object store is filled by boto3.
@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import etcdservers
 import pytest
 import s3servers
 from faultproxy import FaultProxy
@@ -24,6 +25,8 @@ from servers import nginx, own_server
 from modelfs.errors import BadInput, DeadlinePassed, Forbidden, Malformed, ObjectMissing, SwapLost
 from modelfs.metrics import Metrics
 from modelfs.stores.cloud_store import CloudStore
+from modelfs.stores.etcd_catalog import CatalogKeys, ConsensusStore
+from modelfs.stores.etcd_client import EtcdClient
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.http_store import HttpStore
 from modelfs.stores.retrying import MeteredStore, RetryingStore
@@ -34,10 +37,10 @@ PACK = "packs/ab/ab" + "1" * 62
 LAYOUT = "layouts/cd/cd" + "2" * 62
 ABSENT = "packs/ee/ee" + "3" * 62
 CONTENT = bytes(range(256)) * 40 + b"end"
-KINDS = ("directory", "wrapped directory", "own server", "nginx", "plain server", "writable server",
+KINDS = ("directory", "wrapped directory", "own server", "nginx", "plain server", "writable server", "etcd",
          *s3servers.SERVERS)
-WRITABLE = ("directory", "wrapped directory", "writable server", *s3servers.SERVERS)
-LISTABLE = ("directory", "wrapped directory", *s3servers.SERVERS)
+WRITABLE = ("directory", "wrapped directory", "writable server", "etcd", *s3servers.SERVERS)
+LISTABLE = ("directory", "wrapped directory", "etcd", *s3servers.SERVERS)
 slow_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
                         max_examples=40)
 
@@ -62,6 +65,10 @@ def _store(kind: str, root: Path, scratch: Path, stack: ExitStack) -> ObjectStor
         case "wrapped directory":
             metrics = Metrics()
             return RetryingStore(MeteredStore(FileStore(root), metrics), metrics)
+        case "etcd":
+            members = stack.enter_context(etcdservers.cluster(scratch, 1)).urls
+            return ConsensusStore(FileStore(root), EtcdClient(members), CatalogKeys("catalog.json", "etcd.json"),
+                                  limit=MiB, repository=lambda store, deadline: "contract", serial=lambda data: 0)
         case "own server":
             return HttpStore(stack.enter_context(own_server(root)))
         case "nginx":
@@ -92,6 +99,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
 
 def _fresh(case: Case) -> Case:
+    if isinstance(case.store, ConsensusStore):
+        case.store.delete("catalog.json", soon())
     for info in list(case.behind.list("", soon())):
         case.behind.delete(info.key, soon())
     return case
