@@ -13,7 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from modelfs.errors import BadInput, IntegrityError, ObjectMissing
+from modelfs.ids import ObjectId
 from modelfs.maintenance.living import Living, living
+from modelfs.maintenance.repack import Progress, Repacked, repack
+from modelfs.maintenance.retention import Retention, retire
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew, swap_catalog, until_swapped, without_dropped
@@ -34,7 +37,8 @@ _SLOWEST_PUT_S = 3600.0
 @dataclass(frozen=True, slots=True)
 class GcOptions:
     """grace_s: 0 says that nobody reads or pushes. sweep: removes unfinished writes that are so many seconds old,
-    and returns their bytes. clock: seconds since the epoch."""
+    and returns their bytes. clock: seconds since the epoch. retention: which versions to remove first, if any. repack:
+    whether to copy what lives in packs that are mostly dead, or is scattered; progress: of that."""
 
     grace_s: float
     dry_run: bool
@@ -42,11 +46,16 @@ class GcOptions:
     jobs: int = 8
     sweep: Callable[[float], int] | None = None
     clock: Callable[[], float] = time.time
+    retention: Retention | None = None
+    repack: bool = False
+    progress: Progress = lambda done, total: None
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `gc --json` shows. With dry_run: what would be. kept: all that stays, also what waits for its grace."""
+    """What `gc --json` shows. With dry_run: what would be, each step for itself: what is freed counts neither what old
+    versions nor what old packs would leave. kept: all that stays, also what waits for its grace. packs_rewritten: that
+    versions need no more; versions_rewritten: that have new layouts; bytes_rewritten: stored ones, copied."""
 
     dry_run: bool
     objects_deleted: int
@@ -55,6 +64,10 @@ class GcReport:
     bytes_kept: int
     objects_waiting: int
     bytes_waiting: int
+    packs_rewritten: int = 0
+    versions_rewritten: int = 0
+    bytes_rewritten: int = 0
+    versions_removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +83,28 @@ class _Plan:
 
 
 def collect(repository: Repository, options: GcOptions) -> GcReport:
-    """Raises Forbidden where the store cannot list or only reads, Unavailable, Conflict; IntegrityError
-    where what is named cannot be read."""
+    """Raises Forbidden where the store cannot list or only reads, Unavailable; Conflict, also of a replica that is to
+    lose versions; NotFound for a model of the retention; IntegrityError where what is named cannot be read."""
+    removed = retire(repository, options.retention, options.renew, options.clock(), dry_run=options.dry_run) \
+        if options.retention else ()
+    found = _collect(repository, options)
+    done = Repacked()
+    if options.repack:
+        done = repack(repository, options.renew, dry_run=options.dry_run, progress=options.progress)
+        if not options.dry_run:
+            before, found = found, _collect(repository, options, done.left)
+            found = replace(found, objects_deleted=before.objects_deleted + found.objects_deleted,
+                            bytes_freed=before.bytes_freed + found.bytes_freed)
+    return replace(found, packs_rewritten=done.packs, versions_rewritten=done.versions, bytes_rewritten=done.bytes,
+                   versions_removed=removed)
+
+
+def _collect(repository: Repository, options: GcOptions, left: Collection[ObjectId] | None = None) -> GcReport:
+    """left: packs that layouts named until now, whose readers have the grace; None where nothing was repacked. Else the
+    indexes follow the layouts, whose packs may be new."""
     deleted = freed = 0
     while True:
-        plan = until_swapped(repository, "gc", options.renew, lambda state: _plan(repository, state, options))
+        plan = until_swapped(repository, "gc", options.renew, lambda state: _plan(repository, state, options, left))
         gone = plan.due if options.dry_run else _delete(repository, plan, options)
         deleted += len(gone)
         freed += _size(gone)
@@ -89,13 +119,16 @@ def collect(repository: Repository, options: GcOptions) -> GcReport:
                     _size(plan.waiting) + _size(plan.due) - _size(gone))
 
 
-def _plan(repository: Repository, state: CatalogState, options: GcOptions) -> _Plan:
+def _plan(repository: Repository, state: CatalogState, options: GcOptions,
+          left: Collection[ObjectId] | None) -> _Plan:
     """Swaps in the catalog that drops what is dead. Raises SwapLost."""
     objects = {info.key: info for kind in _KINDS for info in repository.store.list(kind, options.renew())}
-    found = _living(repository, state.catalog, objects, options)
+    reindex = left is not None and state.catalog.replica_of is None  # of a replica the layouts follow the indexes
+    found = _living(repository, state.catalog, objects, options, reindex)
     now = options.clock()
     dropped = _still_dropped(state.catalog, found.live, objects, now)
-    chosen, condemned = _newly_dropped(found, dropped, objects, now - options.grace_s)
+    once = found.once | {keys.pack(id) for id in left or ()}
+    chosen, condemned = _newly_dropped(found.live, once, dropped, objects, now - options.grace_s)
     room = max(_MOST_DROPPED - len(dropped), 0)
     dropped |= dict.fromkeys(chosen[:room], rfc3339(now))
     due = {key for key, when in dropped.items()
@@ -109,9 +142,10 @@ def _plan(repository: Repository, state: CatalogState, options: GcOptions) -> _P
                  _in_order((dropped.keys() & objects) - due, objects), len(chosen) > room)
 
 
-def _living(repository: Repository, catalog: Catalog, objects: Mapping[str, ObjectInfo], options: GcOptions) -> Living:
+def _living(repository: Repository, catalog: Catalog, objects: Mapping[str, ObjectInfo], options: GcOptions,
+            reindex: bool) -> Living:
     try:
-        return living(repository, catalog, objects, options.renew, options.jobs)
+        return living(repository, catalog, objects, options.renew, options.jobs, reindex=reindex)
     except IntegrityError as error:
         raise IntegrityError("gc cannot tell what is still needed, and deletes nothing", where=repository.store.url,
                              why=str(error), advice="Run `modelfs verify --repair` first.") from error
@@ -124,8 +158,8 @@ def _still_dropped(catalog: Catalog, live: Collection[str], objects: Mapping[str
             if key not in live and (key in objects or not _OBJECT.fullmatch(key))}
 
 
-def _newly_dropped(found: Living, dropped: Collection[str], objects: Mapping[str, ObjectInfo],
-                   old: float) -> tuple[list[str], set[str]]:
+def _newly_dropped(live: Collection[str], once: Collection[str], dropped: Collection[str],
+                   objects: Mapping[str, ObjectInfo], old: float) -> tuple[list[str], set[str]]:
     """What nothing names and `dropped` does not have yet, packs first, and those of it that nobody ever named: they
     need no grace but their own age, `old` or older; younger ones may belong to a push that goes on.
 
@@ -133,9 +167,9 @@ def _newly_dropped(found: Living, dropped: Collection[str], objects: Mapping[str
     """
     chosen, condemned = [], set()
     for key, info in objects.items():
-        if key in found.live or key in dropped or not _OBJECT.fullmatch(key):
+        if key in live or key in dropped or not _OBJECT.fullmatch(key):
             continue
-        if key in found.once or key.startswith(keys.HISTORIES) or not info.modified:
+        if key in once or key.startswith(keys.HISTORIES) or not info.modified:
             chosen.append(key)
         elif info.modified <= old:
             chosen.append(key)

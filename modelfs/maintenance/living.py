@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelfs.errors import IntegrityError
-from modelfs.ids import ObjectId
+from modelfs.ids import ChunkId, ObjectId
 from modelfs.maintenance.placing import comparable, placing_of
 from modelfs.maintenance.survey import in_parallel
 from modelfs.repository import index, keys
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew
-from modelfs.repository.index import Index
+from modelfs.repository.columns import ids_column
+from modelfs.repository.index import Index, Located
 from modelfs.repository.places import NO_BASE, PlaceTable
 from modelfs.repository.repository import Repository
 
@@ -45,8 +46,11 @@ class _Walk:
     tombstones: set[ObjectId] = field(default_factory=set)
 
 
-def living(repository: Repository, catalog: Catalog, listed: Container[str], renew: Renew, jobs: int) -> Living:
-    """listed: keys of what the store has. Raises IntegrityError, Unavailable, Forbidden."""
+def living(repository: Repository, catalog: Catalog, listed: Container[str], renew: Renew, jobs: int, *,
+           reindex: bool = False) -> Living:
+    """listed: keys of what the store has. reindex: a chunk whose index row leads elsewhere than to the packs of layouts
+    gets one of those, if the pack itself says so, and what held it before may go. Raises IntegrityError, Unavailable,
+    Forbidden."""
     indexes = dict(zip(catalog.indexes, in_parallel(jobs, lambda id: repository.index(id, renew()), catalog.indexes),
                        strict=True))
     walk = _histories(repository, catalog, renew)
@@ -56,12 +60,27 @@ def living(repository: Repository, catalog: Catalog, listed: Container[str], ren
                                        sorted(walk.manifests)):
         packs |= used
         ids.add(chunk_ids)
-    packs |= _of_uncovered(ids.all(), indexes.values(), packs)
-    once = {keys.pack(id) for table in indexes.values() for id in _packs(table.places)}
-    once |= {keys.index(id) for id in indexes}
+    indexed = {id for table in indexes.values() for id in _packs(table.places)}
+    usable = {id for id in packs | indexed if keys.pack(id) in listed and keys.pack(id) not in catalog.dropped}
+    covered = _Covered(ids.all())
+    for table in indexes.values():
+        covered.within(table, packs & usable)
+    added: list[Located] = []
+    if reindex and covered.lacking():
+        holders = {pack for found in in_parallel(jobs, lambda id: _holders(repository, id, covered, renew),
+                                                 sorted(walk.manifests)) for pack in found}
+        added = _from_tails(repository, holders & usable, covered, renew, jobs)
+    for table in indexes.values():
+        packs |= covered.elsewhere(table, _rows_within(table, usable))
+    for table in indexes.values():
+        packs |= covered.elsewhere(table, np.ones(len(table), np.bool_))
+    once = {keys.pack(id) for id in indexed} | {keys.index(id) for id in indexes}
     for id in sorted(walk.tombstones - walk.manifests):
         once |= _of_tombstone(repository, id, listed, renew)
     kept, rewritten = _left(indexes, packs)
+    if added:
+        data = index.serialise(added)
+        kept, rewritten = (*kept, ObjectId.of(data)), {**rewritten, ObjectId.of(data): data}
     live = walk.live | {keys.pack(id) for id in packs} | {keys.index(id) for id in kept}
     return Living(frozenset(live), kept, rewritten, frozenset(once - live))
 
@@ -87,6 +106,14 @@ def _version(repository: Repository, id: ObjectId, indexes: list[Index],
     return _packs(placing.layout.places, np.unique(placing.layout.row_place).astype(np.intp)), manifest.chunk_ids
 
 
+def _holders(repository: Repository, id: ObjectId, covered: _Covered, renew: Renew) -> set[ObjectId]:
+    """The packs in which a version's layout places what is not covered."""
+    manifest = repository.manifest(id, renew())
+    placing = placing_of(repository, manifest, (), renew())
+    rows = np.flatnonzero(placing.known & ~covered.of(manifest.chunk_ids))
+    return _packs(placing.layout.places, placing.layout.row_place[rows].astype(np.intp))
+
+
 class _Ids:
     """Collects chunk ids, each once, before they are many more than they need to be."""
 
@@ -106,29 +133,68 @@ class _Ids:
         return self._parts[0]
 
 
-def _of_uncovered(ids: NDArray[np.bytes_], indexes: Collection[Index], packs: set[ObjectId]) -> set[ObjectId]:
-    """More packs to keep: the catalog's indexes name every chunk of every version, also once rows have left them.
+class _Covered:
+    """Which chunks the catalog's next indexes name: they name every chunk of every version, also once rows have left
+    them. Where two pushes stored a chunk twice, a layout may name one copy and the indexes only the other.
 
-    Where two pushes stored a chunk twice, a layout may name one copy and the indexes only the other.
+    ids: sorted.
     """
-    more: set[ObjectId] = set()
-    covered = np.zeros(len(ids), np.bool_)
-    for table in indexes if len(ids) else ():
-        at, needed = _rows_of(ids, table)
-        covered[at[needed & _rows_within(table, packs)]] = True
-    for table in indexes if not covered.all() else ():
-        at, needed = _rows_of(ids, table)
-        rows = np.flatnonzero(needed & ~covered[at])
-        more |= _packs(table.places, rows)
-        covered[at[rows]] = True
-    return more
+
+    def __init__(self, ids: NDArray[np.bytes_]) -> None:
+        self._ids, self._known = ids, np.zeros(len(ids), np.bool_)
+
+    def within(self, table: Index, packs: set[ObjectId]) -> None:
+        """By the rows that lie in packs."""
+        at, needed = self._rows(table)
+        self._known[at[needed & _rows_within(table, packs)]] = True
+
+    def elsewhere(self, table: Index, usable: NDArray[np.bool_]) -> set[ObjectId]:
+        """More packs to keep: for what is not covered yet by the rows [r] of an index that are usable."""
+        if self._known.all():
+            return set()
+        at, needed = self._rows(table)
+        rows = np.flatnonzero(needed & usable & ~self._known[at])
+        self._known[at[rows]] = True
+        return _packs(table.places, rows)
+
+    def of(self, ids: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """ids: of those that this was made for."""
+        return self._known[np.searchsorted(self._ids, comparable(ids))]
+
+    def lacking(self) -> set[bytes]:
+        rest = self._ids[~self._known].view(np.uint8).reshape(-1, 32)
+        return {row.tobytes() for row in rest}
+
+    def add(self, ids: Collection[ChunkId]) -> None:
+        if ids:
+            self._known[np.searchsorted(self._ids, comparable(ids_column([*ids])))] = True
+
+    def _rows(self, table: Index) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """For each row of an index its place in ids, and whether it is there at all."""
+        if not len(self._ids):
+            return np.zeros(len(table), np.intp), np.zeros(len(table), np.bool_)
+        mine = comparable(table.ids)
+        at = np.minimum(np.searchsorted(self._ids, mine), len(self._ids) - 1)
+        return at, self._ids[at] == mine
 
 
-def _rows_of(ids: NDArray[np.bytes_], table: Index) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """For each row of an index its place in ids, and whether it is there at all. ids: sorted, not empty."""
-    mine = comparable(table.ids)
-    at = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)
-    return at, ids[at] == mine
+def _from_tails(repository: Repository, packs: set[ObjectId], covered: _Covered, renew: Renew,
+                jobs: int) -> list[Located]:
+    """Rows for what is not covered yet, as the packs themselves say: that a layout says so is not enough to let go of
+    what an index knew, since it may be false."""
+    lacking = covered.lacking()
+
+    def tail(id: ObjectId) -> list[Located]:
+        try:
+            return [row for row in repository.pack_chunks(id, renew()) if row.id in lacking]
+        except IntegrityError:  # then what the indexes know stays
+            return []
+
+    found: dict[ChunkId, Located] = {}
+    for rows in in_parallel(jobs, tail, sorted(packs)):
+        found.update((row.id, row) for row in rows)
+    covered.add(found)
+    return [*found.values()]
 
 
 def _rows_within(table: Index, packs: set[ObjectId]) -> NDArray[np.bool_]:

@@ -44,16 +44,20 @@ def remove(repository: Repository, ref: ModelRef, renew: Renew) -> Removal:
             return Removal(str(ref.model), ref.tag, (), False)
         versions = repository.versions(rows, renew())
         gone = [_untagged(repository, rows, ref.version, renew)] if ref.version else versions
-        rows = rows.without(gone, now)
-        emptied = len(gone) == len(versions)
-        if emptied:
-            for tag in rows.live_tags:
-                rows = rows.with_tag(tag, None, now)
-            rows = replace(rows, segments=())
-        swap_history(repository, state, rows, now, renew)
-        return Removal(str(ref.model), None, tuple(row.name for row in gone), emptied)
+        swap_history(repository, state, without_versions(rows, gone, len(versions), now), now, renew)
+        return Removal(str(ref.model), None, tuple(row.name for row in gone), len(gone) == len(versions))
 
     return until_swapped(repository, f"removal of {ref}", renew, attempt)
+
+
+def without_versions(rows: History, gone: list[Version], of: int, when: str) -> History:
+    """Tombstones for gone; where these are all of so many versions, tags and segments go, too."""
+    rows = rows.without(gone, when)
+    if len(gone) < of:
+        return rows
+    for tag in rows.live_tags:
+        rows = rows.with_tag(tag, None, when)
+    return replace(rows, segments=())
 
 
 def _untagged(repository: Repository, rows: History, number: int, renew: Renew) -> Version:

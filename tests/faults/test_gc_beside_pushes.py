@@ -4,22 +4,51 @@ also where gc takes what it counted on."""
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
+from maintenance.care import assert_whole, gc
 from results import Result
 from servers import own_server
-from transfer.pushed import CHUNK, MODEL, eventually, make_repository, noise, packs, push_files, reading, soon, write
+from transfer.pushed import (
+    CHUNK,
+    MODEL,
+    Background,
+    eventually,
+    in_background,
+    make_repository,
+    noise,
+    packs,
+    push_files,
+    push_tree,
+    reading,
+    soon,
+    write,
+)
 
-from modelfs.ids import ModelName
+from modelfs.ids import ModelName, ModelRef
+from modelfs.maintenance.gc import GcReport
+from modelfs.maintenance.removal import remove
+from modelfs.maintenance.retention import Retention, retire
+from modelfs.maintenance.tagging import move_tag
 from modelfs.maintenance.verify import verify
+from modelfs.repository.repository import Repository
+from modelfs.transfer.push import PushReport
 
 ROUNDS = 6
+STORM_ROUNDS = int(os.environ.get("STORM_ROUNDS", "20"))
+GRACE_S = 2.0
 
 
 def start(environ: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
@@ -56,6 +85,69 @@ def test_pushes_removals_and_gc_at_once_lose_nothing_that_is_named(tmp_path: Pat
                     if model in catalog.models else ():
                 for path, data in files.items():
                     assert r.read(r.file(path, f"{model}:{row.name}")) == data
+
+
+def test_races_of_pushes_removals_tags_and_gc_lose_nothing_that_is_named(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads, so that they are many: three pushes, that reuse one another's chunks and those of what is being removed,
+    a removal or a tag, and a gc with a grace of seconds, which repacks every other time, and for less than it would;
+    all at once, again and again.
+    """
+    monkeypatch.setattr("modelfs.maintenance.scatter.MEAN_RANGE_BYTES", 5 * CHUNK)
+    monkeypatch.setattr("modelfs.maintenance.scatter.LEAST_LIVE", 0.9)
+    repository, pick = make_repository(tmp_path / "repository"), random.Random(7)
+    blocks = [noise(n, CHUNK) for n in range(48)]
+    pushed: dict[str, dict[str, bytes]] = {}
+    freed = copied = removed = 0
+    for number in range(STORM_ROUNDS):
+        races: list[Background] = []
+        contents = [{"w": b"".join(pick.choices(blocks, k=pick.randrange(5, 12))), "c": b"%d %d" % (number, n)}
+                    for n in range(3)]
+        sources = [write(tmp_path / "sources" / f"{number}-{n}", files) for n, files in enumerate(contents)]
+        begin = threading.Barrier(5)
+        for n, source in enumerate(sources):
+            races.append(in_background(partial(_after, begin, push_tree, source, repository, f"lab/m{n}")))
+        races.append(in_background(partial(_after, begin, _remove_or_tag, repository, pick.random(), number)))
+        races.append(in_background(partial(_after, begin, gc, repository, GRACE_S, repack=number % 2 == 1)))
+        results = [race.result(60) for race in races]
+        assert not [result for result in results if isinstance(result, Exception)], results
+        for n, (report, files) in enumerate(zip(results[:3], contents, strict=True)):
+            assert isinstance(report, PushReport) and report.changed
+            pushed[f"lab/m{n}:{report.version}"] = files
+        collected = results[-1]
+        assert isinstance(collected, GcReport)
+        freed, copied = freed + collected.objects_deleted, copied + collected.bytes_rewritten
+        removed += bool(results[3])
+        shutil.rmtree(tmp_path / "sources")
+    catalog = repository.catalog(soon()).catalog
+    left = {f"{model}:{row.name}" for model in catalog.models
+            for row in repository.versions(repository.history(catalog, model, soon()), soon())}
+    assert left <= pushed.keys()
+    assert_whole(repository, {ref: pushed[ref] for ref in left})
+    gc(repository, repack=True)
+    assert_whole(repository, {ref: pushed[ref] for ref in left})
+    figures = f"{len(pushed)} pushes, {len(left)} versions left, {freed} objects deleted, {copied} bytes copied"
+    assert STORM_ROUNDS < 20 or (freed and copied and removed and len(left) < len(pushed)), figures
+
+
+def _after(begin: threading.Barrier, call: Callable[..., object], *arguments: object, **options: object) -> object:
+    begin.wait(30)
+    return call(*arguments, **options)
+
+
+def _remove_or_tag(repository: Repository, luck: float, number: int) -> int:
+    """How many versions were removed: all but the newest of a model, or all of it; or a tag is moved."""
+    model = ModelName("lab", f"m{number % 3}")
+    catalog = repository.catalog(soon()).catalog
+    if model not in catalog.models:
+        return 0
+    if luck < 0.15:
+        return len(remove(repository, ModelRef(model), soon).versions)
+    versions = repository.versions(repository.history(catalog, model, soon()), soon())
+    if luck < 0.4:
+        move_tag(repository, ModelRef(model, version=versions[len(versions) // 2].number), "prod", soon)
+        return 0
+    return len(retire(repository, Retention(last=2, models=(model,)), soon, time.time(), dry_run=False))
 
 
 STOPS = ("packs/", "indexes/", "layouts/", "manifests/", "histories/", "catalog.json")

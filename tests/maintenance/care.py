@@ -11,6 +11,7 @@ from transfer.pushed import MODEL, make_repository, push_files, reading, reposit
 from modelfs.ids import ModelName, ModelRef
 from modelfs.maintenance.gc import GcOptions, GcReport, collect
 from modelfs.maintenance.removal import Removal, remove
+from modelfs.maintenance.retention import Retention
 from modelfs.maintenance.tagging import move_tag
 from modelfs.maintenance.verify import verify
 from modelfs.repository.history import History
@@ -29,9 +30,11 @@ def tag(repository: Repository, model: str, name: str) -> bool:
     return move_tag(repository, ModelRef.parse(model), name, soon).changed
 
 
-def gc(repository: Repository, grace_s: float = 0.0, *, days: float = 0.0, dry_run: bool = False) -> GcReport:
+def gc(repository: Repository, grace_s: float = 0.0, *, days: float = 0.0, dry_run: bool = False,
+       repack: bool = False, retention: Retention | None = None) -> GcReport:
     """days: how much later than now it runs."""
-    return collect(repository, GcOptions(grace_s, dry_run, soon, 2, clock=lambda: time.time() + days * DAY))
+    return collect(repository, GcOptions(grace_s, dry_run, soon, 2, clock=lambda: time.time() + days * DAY,
+                                         repack=repack, retention=retention))
 
 
 def history(repository: Repository, model: str = MODEL) -> History:
