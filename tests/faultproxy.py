@@ -285,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = bytearray(b"" if self.command == "HEAD" or reply.status == 304 else reply.body)
         headers = dict(reply.headers)
         length = len(reply.body) - (1 if kind == "short_range" else 0)
-        if kind == "unsized":
+        if kind == "unsized" or "Transfer-Encoding" in headers:
             headers["Transfer-Encoding"] = "chunked"
             body = bytearray(b"".join(b"%x\r\n%s\r\n" % (len(body[i:i + 1000]), body[i:i + 1000])
                                       for i in range(0, len(body), 1000)) + b"0\r\n\r\n")
@@ -392,7 +392,7 @@ def _from_upstream(host: str, base: str, method: str, path: str, headers: dict[s
                            headers={name: value for name, value in headers.items() if name not in own})
         answer = connection.getresponse()
         kept = {name: value for name, value in answer.getheaders()
-                if name.lower() not in ("connection", "transfer-encoding", "content-length")}
+                if name.lower() not in ("connection", "content-length")}
         data = answer.read() if method != "HEAD" else b"\0" * int(answer.headers.get("Content-Length") or 0)
         return _Reply(answer.status, kept, data)
     finally:

@@ -131,7 +131,9 @@ def events() -> set[str]:
                 continue
             for call in calls(function, "log_event"):
                 event = call.args[2]
-                places = [call] if isinstance(event, ast.Constant) else calls(tree, function.name)
+                within = [tree] if function.name.startswith("_") else modules()
+                places = [call] if isinstance(event, ast.Constant) else [
+                    place for one in within for place in calls(one, function.name)]
                 given = [arg.value for place in places for arg in place.args if isinstance(arg, ast.Constant)
                          and re.fullmatch(r"[a-z_]+\.[a-z_]+", str(arg.value))]
                 assert given, ast.unparse(call)

@@ -162,16 +162,16 @@ class Cache:
         """
         return self._file(ChunkList.of(ids, lengths))
 
-    def find(self, chunk_id: ChunkId, length: int) -> tuple[CacheFile, int] | None:
+    def find(self, chunk_id: ChunkId, length: int | None) -> tuple[CacheFile, int] | None:
         """A file on disk and the row in it where this chunk is present: to be loaded and checked, or None.
 
-        Files of other daemons are known a second after they were made.
+        length: None: whatever it is. Files of other daemons are known a second after they were made.
         """
         try:
             for name, row in self._index.candidates(chunk_id):
                 file = self._known(name)
                 if file is not None and bytes(file.chunks.ids[row]) == chunk_id \
-                        and file.chunks.lengths[row] == length and file.presence(row) & 1:
+                        and length in (None, file.chunks.lengths[row]) and file.presence(row) & 1:
                     return file, row
         except (OSError, NoSpace) as error:
             self._trouble.note("find", error)

@@ -1,7 +1,8 @@
 """Whether several stores hold the same repository, and mending one of them from another.
 
 Rule: equal maps of models are equal content, so one request each is all it takes where nothing differs; histories are
-read only of models that do. What a copy brings is put only once it hashed to its name.
+read only of models that do. What a copy brings is put only once it hashed to its name. Of a pack that several hold, and
+of which they say different things, the bytes themselves decide.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from modelfs.cache.system import page_buffer
 from modelfs.errors import IntegrityError, ModelfsError
-from modelfs.ids import ModelName, ObjectId
+from modelfs.ids import DIGEST_SIZE, ModelName, ObjectId
+from modelfs.maintenance.auditing import DIGEST_ROW, Packs, Question, names_of, row_of
+from modelfs.maintenance.placing import comparable
 from modelfs.maintenance.survey import MAX_FAULTS, Fault, Kind
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
@@ -125,6 +130,33 @@ def _fault(kind: Kind, model: ModelName, version: int, detail: str) -> Fault:
 
 def _shown(version: int | None) -> str:
     return "not there" if version is None else f"v{version}"
+
+
+def contradictions(repositories: Sequence[Repository], marks: Sequence[Packs], question: Question, *,
+                   deadline_s: float = 60.0) -> list[list[Fault]]:
+    """For each, the packs of which it says that they are right, and whose bytes have another mark than it says.
+
+    marks: of each, by the question. Raises Unavailable, Forbidden.
+    """
+    faults: list[list[Fault]] = [[] for _ in repositories]
+    for id in _disputed(marks)[:MAX_FAULTS]:
+        key = keys.pack(id)
+        data = next((data for one in repositories if (data := _right(one, key, deadline_s)) is not None), None)
+        truth = b"" if data is None else row_of(id, data, question)
+        for number, said in enumerate(marks):
+            row = said.find(id)
+            if row is not None and row["right"] and row.tobytes() != truth:
+                faults[number].append(Fault("corrupt", key, None, None, None,
+                                            "what is said to be its digest, by its server, is not that of its bytes"))
+    return faults
+
+
+def _disputed(marks: Sequence[Packs]) -> list[ObjectId]:
+    """Packs that several call right, and with different marks."""
+    rows = np.concatenate([np.zeros(0, DIGEST_ROW), *(said.rows[said.rows["right"]] for said in marks)])
+    values = comparable(rows.view(np.uint8).reshape(-1, DIGEST_ROW.itemsize))
+    names, counts = np.unique(names_of(rows[np.unique(values, return_index=True)[1]]), return_counts=True)
+    return [ObjectId(name.ljust(DIGEST_SIZE, b"\0")) for name in names[counts > 1].tolist()]
 
 
 def mend(repository: Repository, faults: Sequence[Fault], others: Sequence[Repository], *,

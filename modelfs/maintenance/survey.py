@@ -112,6 +112,17 @@ class Survey:
                 for start, stop in pairwise(starts)]
 
 
+def in_indexes(found: Survey) -> NDArray[np.bool_]:
+    """By row, whether an index says the same: a layout alone is no more than a hint."""
+    out = np.zeros(len(found.rows), np.bool_)
+    known = _as_values(found.rows)
+    for index in found.indexes:
+        if len(index):
+            rows = rows_of(index.ids, index.lengths, index.places, np.arange(len(index)), found.codecs)
+            out[np.searchsorted(known, _as_values(rows))] = True  # every row of an index is one of found.rows
+    return out
+
+
 def kind_of(error: ModelfsError) -> Kind:
     if isinstance(error, ObjectMissing | NotFound):
         return "missing"
@@ -153,7 +164,7 @@ def survey(repository: Repository, *, deadline_s: float, jobs: int) -> Survey:
 def affected(repository: Repository, found: Survey, bad: NDArray[np.intp], *, deadline_s: float,
              jobs: int) -> Iterator[tuple[Owner, str, int]]:
     """(version, path of a file of it, row) for the bad rows of found.rows: one row a version and path."""
-    wanted = comparable(found.rows[bad].view(np.uint8).reshape(-1, _ROW.itemsize))
+    wanted = _as_values(found.rows[bad])
 
     def of(owner: Owner) -> list[tuple[Owner, str, int]]:
         try:
@@ -162,7 +173,7 @@ def affected(repository: Repository, found: Survey, bad: NDArray[np.intp], *, de
         except IntegrityError:  # reported when it was walked
             return []
         rows = _rows_of_version(manifest, placing, found.codecs)
-        mine = comparable(rows.view(np.uint8).reshape(-1, _ROW.itemsize))
+        mine = _as_values(rows)
         at = np.minimum(np.searchsorted(wanted, mine), len(wanted) - 1)
         hits = np.flatnonzero((wanted[at] == mine) & placing.known)
         files = np.searchsorted(manifest.first_rows, hits.astype(np.uint64), side="right") - 1
@@ -188,6 +199,10 @@ def rows_of(ids: NDArray[np.uint8], lengths: NDArray[np.uint32], places: PlaceTa
     return rows
 
 
+def _as_values(rows: Rows) -> NDArray[np.bytes_]:
+    return comparable(rows.view(np.uint8).reshape(-1, _ROW.itemsize))
+
+
 class _Collector:
     """Gathers rows and keeps each once, before they are many more than they need to be."""
 
@@ -202,7 +217,7 @@ class _Collector:
 
     def finish(self) -> None:
         rows = np.concatenate(self._parts, dtype=_ROW)  # left alone, numpy makes the integers little-endian
-        order = np.unique(comparable(rows.view(np.uint8).reshape(-1, _ROW.itemsize)), return_index=True)[1]
+        order = np.unique(_as_values(rows), return_index=True)[1]
         self._found.rows = rows[order]
         self._parts, self._waiting = [self._found.rows], 0
 

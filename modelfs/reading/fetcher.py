@@ -12,25 +12,32 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
-from modelfs.errors import CorruptChunk, IntegrityError, Malformed, ModelfsError, ObjectMissing, Unavailable
+from modelfs.errors import (
+    CorruptChunk,
+    IntegrityError,
+    Malformed,
+    ModelfsError,
+    ObjectMissing,
+    Unavailable,
+    WrongServer,
+)
 from modelfs.ids import ChunkId
-from modelfs.logs import log_event, logger_for
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
 from modelfs.reading.failures import Failures, memory_of
 from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, jobs_of, spread_range
 from modelfs.reading.heads import Companion, Heads
+from modelfs.reading.landing import broken, hand_over, keep, log_flight
 from modelfs.reading.localcopies import LocalCopies
 from modelfs.reading.recent import RecentChunks
 from modelfs.reading.sources import Source
 from modelfs.reading.versions import ChunkCache
 from modelfs.reading.width import Width
 from modelfs.repository import keys
-from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.chunk import ChunkRef, check_chunk, open_chunk
 from modelfs.stores.store import RangeStream
 from modelfs.units import Deadline, Patience
 
-_LOG = logger_for(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _LEAST_TRIES = 5
 _MOST_MOVES = 16
@@ -105,7 +112,7 @@ class Fetcher:
             for id, error in failed.items():
                 waiter.failed(id, error)
             for id, data in recent.items():
-                self._arrived(waiter, id, memoryview(data))
+                hand_over(waiter, id, memoryview(data))
         missing: list[Flight] = []
         for flight in new:
             if self._local.may_have(flight):
@@ -120,8 +127,8 @@ class Fetcher:
             for ref in refs:
                 self._failures.note(ref, error, memory_of(error))
             late = [flight for ref in refs if (flight := self._flights.get(ref)) is not None]
-        for flight in late:
-            self._log(flight, "chunk.late", error)
+        for flight in late if self._stopped is None else ():
+            log_flight(flight, "chunk.late", error)
 
     def fail_all(self, error: ModelfsError) -> None:
         """End every wait with error, and every later one at once."""
@@ -172,7 +179,7 @@ class Fetcher:
                 more = [found for one in beside if (found := self._companion(*one)) is not None]
                 self._enqueue([*flights, *more], MAX_RANGE if more else spread_range(flights))
         except Exception as error:
-            self._fail_each(flights, self._broken(error))
+            self._fail_each(flights, broken(error))
 
     def _companion(self, flight: Flight, found: Companion) -> Flight | None:
         """Under the queue's lock. None where the chunk is on its way already, or was here a moment ago."""
@@ -201,7 +208,7 @@ class Fetcher:
             if flight.demand:
                 self._failures.note(flight.ref, error, memory_of(error))
         if flight.demand and self._stopped is None and not self._patience:  # a command's one line says it
-            self._log(flight, "chunk.failed", error)
+            log_flight(flight, "chunk.failed", error)
         for waiter in waiters:
             waiter.failed(flight.ref.id, error)
 
@@ -218,28 +225,10 @@ class Fetcher:
                     self._failures.forget(flight.ref)
                     return
             for waiter in waiters:
-                self._arrived(waiter, flight.ref.id, decoded)
-            self._keep(flight.ref, wants, decoded)
+                hand_over(waiter, flight.ref.id, decoded)
+            if not keep(wants, decoded):
+                self._recent.put(flight.ref.id, decoded)
             kept += len(wants)
-
-    def _arrived(self, waiter: Waiter, id: ChunkId, decoded: memoryview) -> None:
-        try:
-            waiter.arrived(id, decoded)
-        except Exception as error:
-            # Its fault must not keep the chunk from the others that wait.
-            waiter.failed(id, self._broken(error))
-
-    def _keep(self, ref: ChunkRef, wants: Sequence[Want], decoded: memoryview) -> None:
-        filled = True
-        for want in wants:
-            try:
-                filled = bool(want.file.cache.fill(want.chunk, decoded)) and filled
-            except Exception as error:
-                # A cache that breaks costs speed, never a read.
-                filled = False
-                self._broken(error)
-        if not filled:
-            self._recent.put(ref.id, decoded)
 
     # the network
 
@@ -249,7 +238,7 @@ class Fetcher:
                 self._run(job)
             except Exception as error:
                 # A bug here must not leave readers waiting: they get EIO, the log gets the cause.
-                self._fail_each(job.taken, self._broken(error))
+                self._fail_each(job.taken, broken(error))
             finally:
                 self._queue.done(job)
 
@@ -290,10 +279,12 @@ class Fetcher:
 
     def _give_up_late(self, job: Job, error: Unavailable, hopeless: bool) -> None:
         """Fail the flights whose time is over, or is so before the store can be or wants to be asked again; all of them
-        where it is hopeless: bytes may renew a deadline, and yet no chunk comes to its end."""
+        where it is hopeless: bytes may renew a deadline, and yet no chunk comes to its end; the only store there is may
+        not be what it says."""
         wait = error.retry_after_s or 0.0
         for flight in list(job.flights):
-            if hopeless or flight.deadline.remaining() <= max(wait, _FIRST_BACKOFF_S):
+            lost = isinstance(error, WrongServer) and len(flight.sources.replicas.replicas) == 1
+            if hopeless or lost or flight.deadline.remaining() <= max(wait, _FIRST_BACKOFF_S):
                 job.flights.remove(flight)
                 self._fail(flight, error)
 
@@ -326,9 +317,11 @@ class Fetcher:
         """Read up to the end of flight's stored bytes, decode, check, land. Returns the new offset."""
         assert flight.source is not None
         place, length = flight.source.place, flight.ref.length
-        size = max(place.length, place.offset - at) + length
+        as_it_is = place.codec == "raw" and place.length == length
+        behind = 0 if as_it_is else length
+        size = max(place.length, place.offset - at) + behind
         with self._pool.take(size, flight.deadline, demand=flight.demand) as buffer:
-            out, stored = buffer[:length], buffer[length:]
+            out, stored = buffer[:length], buffer[behind:]
             if place.offset > at:
                 stream.readinto(stored[:place.offset - at])
             stream.readinto(stored[:place.length])
@@ -345,7 +338,10 @@ class Fetcher:
                         want.file.ahead.add(want.chunk)
             wrong: IntegrityError | None = None
             try:
-                open_chunk(flight.ref, place, stored[:place.length], out)
+                if as_it_is:  # half of the memory, and no copy
+                    check_chunk(flight.ref, out, place)
+                else:
+                    open_chunk(flight.ref, place, stored[:place.length], out)
             except IntegrityError as error:
                 wrong = error
             else:
@@ -359,7 +355,7 @@ class Fetcher:
         """A chunk that came and is wrong: fetched once more, in case the wire or a cache on it was at fault."""
         if isinstance(error, CorruptChunk):
             self._metrics.add("hash_failures")
-            self._log(flight, "chunk.corrupt", error)
+            log_flight(flight, "chunk.corrupt", error)
         flight.tries += 1
         if flight.tries > 1 or not isinstance(error, CorruptChunk) or len(flight.sources.replicas.replicas) > 1:
             self._elsewhere(flight, error)
@@ -428,13 +424,3 @@ class Fetcher:
                 self._enqueue([flight])
         if trouble is not None:
             raise trouble
-
-    def _broken(self, error: Exception) -> ModelfsError:
-        log_event(_LOG, "error", "fetch.broken", error=error)
-        return ModelfsError("an internal fault while fetching", why=f"{type(error).__name__}: {error}")
-
-    def _log(self, flight: Flight, event: str, error: ModelfsError) -> None:
-        source = flight.source or (flight.wrong[-1] if flight.wrong else None)
-        log_event(_LOG, "error", event, file=flight.wants[0].file.entry.path, chunk=flight.ref.id.hex(),
-                  pack=source.place.pack.hex() if source else None,
-                  store=source.replica.url if source else flight.sources.replicas.url, why=str(error))

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from modelfs.errors import ModelfsError
 from modelfs.ids import ChunkId, ObjectId
-from modelfs.reading.sources import Source, Sources
-from modelfs.reading.versions import ModelFile
+from modelfs.reading.sources import Source
+from modelfs.reading.versions import FileCache, LoadedVersion
 from modelfs.repository.chunk import ChunkRef
-from modelfs.stores.replicas import Replica
+from modelfs.stores.replicas import Replica, Replicas
 from modelfs.units import Deadline, KiB, MiB
 
 MAX_RANGE = 20 * MiB
@@ -43,11 +43,49 @@ class Waiter(Protocol):
     def failed(self, id: ChunkId, error: ModelfsError) -> None: ...
 
 
+class Places(Protocol):
+    """Where the chunks of a file lie; reading.sources.Sources is one. Rows: see ChunkFile.row."""
+
+    @property
+    def replicas(self) -> Replicas: ...
+
+    def source(self, row: int) -> Source | None: ...
+
+    def look_up(self, row: int, wrong: Sequence[Source], deadline: Deadline) -> Source | None: ...
+
+
+class ChunkFile(Protocol):
+    """What is fetched in chunks: a file of a version (reading.versions.ModelFile), or what belongs to none.
+
+    path: for the log. ahead: chunks that were fetched ahead and not used yet.
+    """
+
+    @property
+    def version(self) -> LoadedVersion | None: ...
+
+    @property
+    def cache(self) -> FileCache: ...
+
+    @property
+    def sources(self) -> Places: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def ahead(self) -> set[int]: ...
+
+    def ref(self, chunk: int) -> ChunkRef: ...
+
+    def row(self, chunk: int) -> int:
+        """By which `sources` knows a chunk."""
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """Chunk number `chunk` of a file."""
 
-    file: ModelFile
+    file: ChunkFile
     chunk: int
 
 
@@ -78,13 +116,12 @@ class Flight:
         return self.priority is Priority.DEMAND
 
     @property
-    def sources(self) -> Sources:
-        return self.wants[0].file.version.sources
+    def sources(self) -> Places:
+        return self.wants[0].file.sources
 
     @property
     def row(self) -> int:
-        want = self.wants[0]
-        return want.file.entry.first_row + want.chunk
+        return self.wants[0].file.row(self.wants[0].chunk)
 
 
 @dataclass(eq=False, slots=True)

@@ -35,6 +35,8 @@ class Heads:
     def companions(self, flight: Flight) -> Iterator[Companion]:
         """What to fetch beside a flight that has a source, as far as it is not in the cache."""
         version, source = flight.wants[0].file.version, flight.source
+        if version is None:
+            return
         assert source is not None
         heads = version.sources.head_rows(source)
         if heads:

@@ -85,7 +85,7 @@ class LocalCopies:
             return False
 
     def _try(self, flight: Flight, cache: FileCache, row: int, view: memoryview) -> bool:
-        return load_checked(cache, row, flight.ref, view, self._metrics, flight.wants[0].file.entry.path)
+        return load_checked(cache, row, flight.ref, view, self._metrics, flight.wants[0].file.path)
 
     def _broken(self, error: Exception) -> None:
         """A fault in the cache's code costs speed, not a read, and does not end a thread that others wait for."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelfs.cache.cache_file import Read
-from modelfs.errors import DeadlinePassed, ModelfsError
+from modelfs.errors import DeadlinePassed, ModelfsError, Unavailable
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
 from modelfs.reading.checking import Checker
@@ -95,8 +95,12 @@ class Waiting:
         with self._lock:
             self._missing.pop(id, None)
             answer, self._answer = self._answer, None
+            others = [self._file.ref(parts[0].chunk) for parts in self._missing.values()]
             if answer:
                 answer.failed(error)
+        if answer and others and isinstance(error, Unavailable):
+            # Else the kernel, which reads around a page of a mapping, would wait for that page alone once more.
+            self._fetcher.remember_failure(others, error)
 
     def _fetch(self, parts: list[_Part]) -> None:
         with self._lock:

@@ -85,6 +85,18 @@ class ModelFile:
         """Whether all of it was in the cache a moment ago: then nothing needs to be fetched ahead."""
         self.size = self.entry.size
 
+    @property
+    def sources(self) -> Sources:
+        return self.version.sources
+
+    @property
+    def path(self) -> str:
+        return self.entry.path
+
+    def row(self, chunk: int) -> int:
+        """In the manifest."""
+        return self.entry.first_row + chunk
+
     def chunks_of(self, offset: int, size: int) -> range:
         """The chunks that bytes offset..offset+size touch; size at least 1, within the file."""
         first = int(np.searchsorted(self.offsets, np.uint64(offset), side="right")) - 1
@@ -95,8 +107,7 @@ class ModelFile:
         return range(first, last + 1)
 
     def ref(self, chunk: int) -> ChunkRef:
-        row = self.entry.first_row + chunk
-        manifest = self.version.manifest
+        row, manifest = self.row(chunk), self.version.manifest
         return ChunkRef(manifest.chunk_id(row), int(manifest.chunk_lengths[row]))
 
     def cached_bytes(self) -> int:

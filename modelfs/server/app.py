@@ -1,4 +1,4 @@
-"""The HTTP server over a repository's directory: objects by key, whole or in ranges, straight from the page cache.
+"""The HTTP server over what contents.py names: objects by key, whole or in ranges, straight from the page cache.
 
 Rule: whatever a client sends, it gets an object that the repository names or a refusal, and the server goes on. Who may
 ask is decided before anything else is looked at (access.py); what is uploaded is checked before it shows (uploads.py).
@@ -7,23 +7,25 @@ ask is decided before anything else is looked at (access.py); what is uploaded i
 from __future__ import annotations
 
 import asyncio
-import os
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from aiohttp import web
 
 from modelfs import __version__
-from modelfs.errors import ObjectMissing
+from modelfs.errors import Forbidden, IntegrityError, ModelfsError, ObjectMissing, Unavailable
 from modelfs.logs import log_event, logger_for
+from modelfs.maintenance.auditing import Question
 from modelfs.server.access import READING, Access
-from modelfs.server.conditions import Span, Unsatisfiable, matches, requested_span
-from modelfs.server.downloads import send_file
-from modelfs.server.objects import OpenObject, is_served, open_object
-from modelfs.server.uploads import Refused, Uploads, drain
-from modelfs.stores.file_store import FileStore
+from modelfs.server.audit import BUSY_S, Busy
+from modelfs.server.conditions import Span, Unsatisfiable, matches, past_caches, requested_span
+from modelfs.server.contents import Contents
+from modelfs.server.downloads import send_span
+from modelfs.server.interim import told_to_wait
+from modelfs.server.objects import OpenObject, is_served
+from modelfs.server.uploads import Refused, drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +35,18 @@ class _Sending:
     tasks: set[asyncio.Task[object]] = field(default_factory=set)
 
 
-_ROOT: web.AppKey[Path] = web.AppKey("root", Path)
+_CONTENTS: web.AppKey[Contents] = web.AppKey("contents")
 _ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
-_UPLOADS: web.AppKey[Uploads] = web.AppKey("uploads", Uploads)
 _SENDING: web.AppKey[_Sending] = web.AppKey("sending", _Sending)
 _NAME = f"modelfs/{__version__}"
 _log = logger_for(__name__)
 
 
-def build_app(root: Path, access: Access) -> web.Application:
-    """root: the repository's directory; it may come into being later."""
+def build_app(contents: Contents, access: Access) -> web.Application:
+    """contents: closed with the application."""
     app = web.Application()
-    app[_ROOT] = root
+    app[_CONTENTS] = contents
     app[_ACCESS] = access
-    app[_UPLOADS] = Uploads(FileStore(root))
     app[_SENDING] = _Sending()
     app.router.add_route("*", "/{anything:.*}", _answer, expect_handler=_say_nothing_yet)
     app.on_cleanup.append(_close)
@@ -60,7 +60,7 @@ def cut_off(app: web.Application) -> None:
 
 
 async def _close(app: web.Application) -> None:
-    app[_UPLOADS].close()
+    app[_CONTENTS].close()
 
 
 async def _say_nothing_yet(request: web.Request) -> None:
@@ -81,7 +81,9 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     if request.method not in READING:
         return await _refuse(request, 405, "only GET, HEAD and PUT are known here", Allow="GET, HEAD, PUT")
     if key == "":
-        return _text(200, f"A repository of modelfs {__version__}: `modelfs ls` with this URL shows what is in it.")
+        return _text(200, request.app[_CONTENTS].about)
+    if request.method == "GET" and (question := Question.parse(key)) is not None:
+        return await _audit(request, question)
     if not is_served(key):
         return _text(404, "no such object")
     return await _get(request, key)
@@ -92,7 +94,7 @@ async def _put(request: web.Request, key: str) -> web.StreamResponse:
         return await _refuse(request, 404, "no object has this name")
     with _sending(request):
         try:
-            new, etag = await request.app[_UPLOADS].put(request, key)
+            new, etag = await request.app[_CONTENTS].put(request, key)
         except Refused as refused:
             return await _refuse(request, refused.status, refused.line, **refused.headers)
     return web.Response(status=201 if new else 200,
@@ -120,19 +122,49 @@ def _sending(request: web.Request) -> Iterator[None]:
         tasks.discard(task)
 
 
-async def _get(request: web.Request, key: str) -> web.StreamResponse:
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.run_in_executor(None, open_object, request.app[_ROOT], key)
-    except ObjectMissing:
+async def _audit(request: web.Request, question: Question) -> web.StreamResponse:
+    audits = request.app[_CONTENTS].audits
+    if audits is None:
         return _text(404, "no such object")
-    except OSError as error:
-        log_event(_log, "error", "object.unreadable", key=key, object=key, why=error.strerror or str(error))
-        return _text(403 if isinstance(error, PermissionError) else 500, "the object cannot be read")
+    response = web.StreamResponse(headers={"Cache-Control": "no-store", "Content-Type": "application/octet-stream",
+                                           "Server": _NAME, "X-Accel-Buffering": "no"})  # nginx keeps nothing back
+    try:
+        with _sending(request):
+            await audits.answer(request, question, response)
+    except Busy:
+        return _text(503, "another audit is under way", **{"Retry-After": str(BUSY_S)})
+    except ConnectionError as error:
+        log_event(_log, "debug", "answer.broken", peer=request.remote or "", path=request.path, why=str(error))
+    return response
+
+
+async def _get(request: web.Request, key: str) -> web.StreamResponse:
+    try:
+        with _sending(request), told_to_wait(request):
+            found = await request.app[_CONTENTS].open(key, head=request.method == "HEAD",
+                                                      fresh=past_caches(request.headers))
+    except (ModelfsError, OSError) as error:
+        return _failed(key, error)
     try:
         return await _send(request, found)
     finally:
-        os.close(found.fd)
+        found.close()
+
+
+def _failed(key: str, error: ModelfsError | OSError) -> web.Response:
+    """Only a site has more to tell than that an object is missing or unreadable: what its upstream does is no fault of
+    the client, so it is never told that by 403."""
+    if isinstance(error, ObjectMissing):
+        return _text(404, "no such object")
+    if isinstance(error, OSError):
+        log_event(_log, "error", "object.unreadable", key=key, object=key, why=error.strerror or str(error))
+        return _text(403 if isinstance(error, PermissionError) else 500, "the object cannot be read")
+    log_event(_log, "warning", "upstream.failed", key=f"{type(error).__name__} {key}", object=key, why=str(error))
+    if isinstance(error, Unavailable):
+        return _text(503, "upstream does not answer", **{"Retry-After": str(math.ceil(error.retry_after_s or 1.0))})
+    if isinstance(error, IntegrityError):
+        return _text(502, "what upstream has is not what its name says")
+    return _text(502, "upstream refuses" if isinstance(error, Forbidden) else "the object cannot be had")
 
 
 def _key_of(request: web.Request) -> str:
@@ -162,7 +194,7 @@ async def _send(request: web.Request, found: OpenObject) -> web.StreamResponse:
     if request.method == "GET" and span.length:
         try:
             with _sending(request):
-                await send_file(request, found.fd, span)
+                await send_span(request, response, found.body, span)
         except ConnectionError as error:
             log_event(_log, "debug", "answer.broken", peer=request.remote or "", path=request.path, why=str(error))
             return response

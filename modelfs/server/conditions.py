@@ -6,11 +6,13 @@ Rule: what is not understood is answered by the whole object, as the RFC has it;
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelfs.server.objects import OpenObject
 
 _RANGE = re.compile(r"bytes\s*=\s*(?:([0-9]{1,19})\s*-\s*([0-9]{0,19})|-\s*([0-9]{1,19}))", re.I)
+_NO_CACHE = re.compile(r"(?:^|,)\s*no-cache\s*(?:,|$)", re.I)
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
@@ -35,6 +37,11 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     if if_none_match is None:
         return False
     return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)
+
+
+def past_caches(headers: Mapping[str, str]) -> bool:
+    """Whether the client wants what the origin has now."""
+    return _NO_CACHE.search(headers.get("Cache-Control", "")) is not None
 
 
 def requested_span(range_: str | None, if_range: str | None, found: OpenObject) -> Span | None:

@@ -1,4 +1,4 @@
-"""GET: a span of an object's file leaves by sendfile, in pieces, so that who does not read is not waited for for ever.
+"""GET: a span of an object leaves in pieces, of a file by sendfile, and who does not read is not waited for for ever.
 
 Rule: a client gets all of the span, or a connection that broke; one that is silent, or too slow, is cut off.
 """
@@ -7,33 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 
 from aiohttp import web
 
 from modelfs.logs import log_event, logger_for
 from modelfs.server import pace
 from modelfs.server.conditions import Span
-from modelfs.units import MiB
+from modelfs.units import KiB, MiB
 
 _PIECE = 4 * MiB
 """asyncio tells nothing of a sendfile before its end. The server needs as much CPU time with 1 MiB as with 64."""
+_MEMORY_PIECE = 256 * KiB  # asyncio copies what the socket does not take at once
 _log = logger_for(__name__)
 
 
-async def send_file(request: web.Request, fd: int, span: Span) -> None:
-    """Raises ConnectionError where the client has gone or is too slow, or the file ended. Unless all of it was sent the
-    connection is ended: what Content-Length promised does not come, so nothing else may follow."""
+async def send_span(request: web.Request, response: web.StreamResponse, body: int | memoryview, span: Span) -> None:
+    """body: a descriptor, or the object's bytes. Raises ConnectionError where the client has gone or is too slow, or
+    the file ended. Unless all of it was sent the connection is ended: what Content-Length promised does not come, so
+    nothing else may follow."""
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
-    _end_where_nothing_is_read(transport)
-    loop, speed, sent = asyncio.get_running_loop(), pace.Pace(), 0
+    end_where_nothing_is_read(transport)
+    speed, sent = pace.Pace(), 0
     try:
-        with open(fd, "rb", buffering=0, closefd=False) as file:
+        with _file_of(body) as file:
             while sent < span.length:
-                size = min(_PIECE, span.length - sent)
+                size = min(_PIECE if file else _MEMORY_PIECE, span.length - sent)
                 async with speed.waiting(size):
-                    moved = await loop.sendfile(transport, file, span.first + sent, size)
+                    if file:
+                        moved = await asyncio.get_running_loop().sendfile(transport, file, span.first + sent, size)
+                    else:
+                        assert isinstance(body, memoryview)
+                        await response.write(body[span.first + sent:span.first + sent + size])
+                        moved = size
                 speed.moved(moved)
                 sent += moved
                 if moved < size:
@@ -49,7 +59,16 @@ async def send_file(request: web.Request, fd: int, span: Span) -> None:
             transport.abort()
 
 
-def _end_where_nothing_is_read(transport: asyncio.BaseTransport) -> None:
+@contextmanager
+def _file_of(body: int | memoryview) -> Iterator[FileIO | None]:
+    if isinstance(body, memoryview):
+        yield None
+        return
+    with FileIO(body, "rb", closefd=False) as file:
+        yield file
+
+
+def end_where_nothing_is_read(transport: asyncio.BaseTransport) -> None:
     """A piece at the slowest rate takes half an hour, and a client may be silent for GRACE_S: the kernel looks at that,
     where it can (Linux): it gives up a connection on which what was sent, or waits to be, makes no progress."""
     connection = transport.get_extra_info("socket")

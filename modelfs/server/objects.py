@@ -10,7 +10,9 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -36,14 +38,28 @@ def is_named_by_digest(key: str) -> bool:
     return _NAMED_BY_DIGEST.fullmatch(key) is not None
 
 
+def digest_etag(key: str) -> str:
+    """Of what is_named_by_digest."""
+    return f'"{key.rpartition("/")[2]}"'
+
+
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """fd: to be closed by who has this. size: bytes. etag: with its quotes; changes whenever the content does."""
+    """body: a file's descriptor, or the bytes themselves; of no meaning where only the head was asked for. size: bytes.
+    etag: with its quotes; changes whenever the content does. close: to be called by who has this. owner: of the body,
+    to live as long as this.
+    """
 
-    fd: int
+    body: int | memoryview
     size: int
     etag: str
     cache_control: str
+    close: Callable[[], None] = _nothing
+    owner: object = None
 
 
 def open_object(root: Path, key: str) -> OpenObject:
@@ -54,9 +70,9 @@ def open_object(root: Path, key: str) -> OpenObject:
         if not stat.S_ISREG(found.st_mode):
             raise ObjectMissing("an object is missing", where=key)
         if _NAMED_BY_DIGEST.fullmatch(key):
-            return OpenObject(fd, found.st_size, f'"{key.rpartition("/")[2]}"', FOR_EVER)
+            return OpenObject(fd, found.st_size, digest_etag(key), FOR_EVER, partial(os.close, fd))
         caching = FOR_EVER if key == "modelfs.json" else ASK_AGAIN
-        return OpenObject(fd, found.st_size, f'"{_digest(fd)}"', caching)
+        return OpenObject(fd, found.st_size, f'"{_digest(fd)}"', caching, partial(os.close, fd))
     except BaseException:
         os.close(fd)
         raise

@@ -24,6 +24,7 @@ from modelfs.errors import BadInput, Conflict, Forbidden, ModelfsError
 from modelfs.logs import log_event, logger_for
 from modelfs.server.access import Access, check_exposure
 from modelfs.server.app import build_app, cut_off
+from modelfs.server.contents import Contents, Directory
 from modelfs.stores.file_store import FileStore
 from modelfs.units import KiB
 
@@ -35,28 +36,36 @@ _log = logger_for(__name__)
 
 def run_server(root: Path, host: str, port: int, on_ready: Callable[[str], None],
                access: Access | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. Call it in the main thread: signals arrive there.
+    """Serve a repository's directory, as `serve` does.
 
-    port: 0 takes a free one. on_ready: called once with the URL, when the server answers.
     access: by default whoever is on this machine may read and write.
-    Raises Conflict where the port is taken, Forbidden where it may not be had, BadInput of a bad host, and of one that
-    others can reach without a token.
     """
-    access = replace(access or Access(), name=host)
+    access = access or Access()
     check_exposure(host, access)
-    _allow_many_connections()
     if access.may_ever_write:
         # A thread of its own that nobody waits for: in a large repository one look at everything takes long.
         threading.Thread(target=_sweep, args=(FileStore(root),), name="sweep", daemon=True).start()
-    asyncio.run(_serve(root, host, port, on_ready, access))
+    serve(Directory(root), host, port, on_ready, access)
 
 
-async def _serve(root: Path, host: str, port: int, on_ready: Callable[[str], None], access: Access) -> None:
+def serve(contents: Contents, host: str, port: int, on_ready: Callable[[str], None], access: Access) -> None:
+    """Until SIGTERM or SIGINT; contents are closed then. Call it in the main thread: signals arrive there.
+
+    port: 0 takes a free one. on_ready: called once with the URL, when the server answers.
+    Raises Conflict where the port is taken, Forbidden where it may not be had, BadInput of a bad host, and of one that
+    others can reach without a token.
+    """
+    check_exposure(host, access)
+    allow_many_files()
+    asyncio.run(_serve(contents, host, port, on_ready, replace(access, name=host)))
+
+
+async def _serve(contents: Contents, host: str, port: int, on_ready: Callable[[str], None], access: Access) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    app = build_app(root, access)
+    app = build_app(contents, access)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=FINISH_S + 1, lingering_time=2.0,
                            read_bufsize=256 * KiB, auto_decompress=False, logger=_protocol_logger())
     await runner.setup()
@@ -121,7 +130,7 @@ def _sweep(store: FileStore) -> None:
         time.sleep(SWEEP_EVERY_S)
 
 
-def _allow_many_connections() -> None:
+def allow_many_files() -> None:
     """Each client holds a descriptor, and each upload one more; the usual soft limit of 1024 is for select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)

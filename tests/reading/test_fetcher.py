@@ -200,6 +200,19 @@ def test_a_failure_is_remembered_for_a_moment(proxy: FaultProxy, monkeypatch: py
         assert proxy.requests("packs/") == 2
 
 
+def test_what_else_a_late_read_asked_for_is_not_waited_for_once_more(proxy: FaultProxy,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does, which reads around a page of a mapping, and asks for that page alone when this failed."""
+    monkeypatch.setattr(failures, "REMEMBER_FAILURE_S", 120)  # longer than this test can take
+    proxy.add("hang", "packs/")
+    with reading(proxy.url) as r:
+        file = r.file("weights.bin")
+        r.fetcher.remember_failure([file.ref(0)], Unavailable("a store does not answer"))
+        r.fetcher.set_limits(memory_bytes=64 * MiB, deadline_s=600)
+        for offset, size in ((0, 2 * CHUNK), (CHUNK, CHUNK)):
+            assert isinstance(in_background(lambda at=offset, of=size: r.read(file, at, of)).result(), Unavailable)
+
+
 def test_damage_that_was_mended_is_soon_forgotten(proxy: FaultProxy) -> None:
     proxy.add("flip", "packs/", offset=100)
     with reading(proxy.url) as r:
