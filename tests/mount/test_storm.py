@@ -1,5 +1,5 @@
 """Churn: a cache that holds two files of ten, random reads by several processes, eviction all the time, a worker killed
-now and then. `make storm` makes it an hour's; here it is short.
+now and then. `make test-storm` makes it an hour's; here it is short.
 """
 
 from __future__ import annotations
