@@ -64,6 +64,8 @@ def set_up_logging(*, level: Level, format: str, file: Path | None = None, strea
         old.close()
     root.addHandler(LimitedHandler(target, period_s))
     logging.getLogger(ROOT).setLevel(logging.DEBUG if debug else LEVELS[level])
+    # It warns of every connection beyond those that a store keeps for later, as it ends it.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

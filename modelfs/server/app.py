@@ -190,15 +190,14 @@ async def _send(request: web.Request, found: OpenObject) -> web.StreamResponse:
     else:
         span = Span(0, found.size - 1)
     response.content_length = span.length
-    await response.prepare(request)
-    if request.method == "GET" and span.length:
-        try:
+    try:
+        await response.prepare(request)
+        if request.method == "GET" and span.length:
             with _sending(request):
                 await send_span(request, response, found.body, span)
-        except ConnectionError as error:
-            log_event(_log, "debug", "answer.broken", peer=request.remote or "", path=request.path, why=str(error))
-            return response
-    await response.write_eof()
+        await response.write_eof()
+    except ConnectionError as error:  # clients leave: a range that another mirror gave sooner is not read to its end
+        log_event(_log, "debug", "answer.broken", peer=request.remote or "", path=request.path, why=str(error))
     return response
 
 

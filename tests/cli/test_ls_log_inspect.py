@@ -109,7 +109,7 @@ def test_log_shows_the_newest_first(modelfs: Run, repo: Path) -> None:
     found = document(modelfs("log", repo, "acme/base", "--json"))
     second, first = found["versions"]
     assert set(first) == {"version", "manifest", "created", "message", "parent", "tags", "metadata", "decoded_bytes",
-                          "stored_bytes"}
+                          "stored_bytes", "yanked"}
     assert (first["version"], first["message"], first["parent"], first["tags"], first["metadata"]) == (
         "v1", "first\nof all", None, ["prod"], {"kind": "test"})
     assert (second["version"], second["message"], second["parent"], second["tags"]) == ("v2", None, "v1", ["latest"])
@@ -119,7 +119,7 @@ def test_log_shows_the_newest_first(modelfs: Run, repo: Path) -> None:
 def test_inspect_counts_each_chunk_once_and_knows_every_tensor(modelfs: Run, repo: Path, source: Path) -> None:
     found = document(modelfs("inspect", repo, "acme/base", "--json"))
     assert set(found) == {"model", "version", "manifest", "created", "message", "metadata", "decoded_bytes",
-                          "stored_bytes", "chunks", "commit", "files"}
+                          "stored_bytes", "chunks", "commit", "yanked", "files"}
     assert found["commit"] == found["manifest"][:40]
     files = {file["path"]: file for file in found["files"]}
     for path, file in files.items():

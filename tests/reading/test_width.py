@@ -99,11 +99,16 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_more_connections_are_used_where_a_server_slows_each_of_them(root: Path) -> None:
-    with FaultProxy(root) as proxy:
-        proxy.add("drip", "packs/", piece=64 * KiB, interval_s=0.06)  # so slow that even a busy machine keeps up
-        widest: list[int] = []
-        fetched(proxy.url, widest, 6)
-        assert max(widest) >= 6, widest[-1]
+    found: list[int] = []
+    for _ in range(3):  # a busy machine may now and then be the bound itself
+        with FaultProxy(root) as proxy:
+            proxy.add("drip", "packs/", piece=64 * KiB, interval_s=0.1)  # so slow that even then it keeps up
+            widest: list[int] = []
+            fetched(proxy.url, widest, 6)
+            found.append(max(widest))
+        if found[-1] >= 6:
+            return
+    pytest.fail(f"no more than {found} at once, where each of ten would bring as much again")
 
 
 def test_a_shared_link_is_not_asked_by_ever_more_connections(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
