@@ -6,11 +6,8 @@ be killed, stopped and started again, and is ended with the test process however
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
-import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from servers import die_with_parent, free_ports
 
 _HEARTBEAT_MS, _ELECTION_MS = 50, 400  # elections take as long as they must, and no test waits for the usual second
 _EVERY = b64encode(b"\0").decode()
@@ -37,7 +36,7 @@ class Member:
     def start(self) -> None:
         if self.process is None:
             with self.log.open("ab") as log:
-                self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
+                self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=die_with_parent)
 
     def kill(self) -> None:
         """By SIGKILL; its data stay."""
@@ -115,7 +114,7 @@ def cluster(directory: Path, size: int = 3) -> Iterator[Cluster]:
     program = shutil.which("etcd") or shutil.which("etcd", path="/usr/bin:/usr/sbin:/usr/local/bin")
     assert program, "etcd is not installed: apt-get install etcd-server, or run `make test`, which does"
     directory.mkdir(parents=True, exist_ok=True)
-    ports = _free_ports(2 * size)
+    ports = free_ports(2 * size)
     peers = [f"http://127.0.0.1:{port}" for port in ports[size:]]
     initial = ",".join(f"m{number}={peer}" for number, peer in enumerate(peers))
     members = []
@@ -134,18 +133,3 @@ def cluster(directory: Path, size: int = 3) -> Iterator[Cluster]:
     finally:
         for member in members:
             member.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

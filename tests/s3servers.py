@@ -7,15 +7,12 @@ it ends. Each test has a prefix of its own.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import functools
 import http.client
 import itertools
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +28,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.config
 from botocore.exceptions import BotoCoreError, ClientError
+from servers import die_with_parent, free_ports
 
 from modelfs.errors import ObjectMissing, SwapLost
 from modelfs.stores.store import Buffer, ObjectInfo
@@ -208,7 +206,7 @@ def stripping(upstream: str, *prefixes: str) -> Iterator[StrippingProxy]:
 
 def _seaweedfs() -> str:
     root = _directory()
-    ports = _free_ports(8)
+    ports = free_ports(8)
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
              "s3.port", "s3.port.grpc")
     rights = [{"name": "anonymous", "actions": [f"Read:{PUBLIC}", f"List:{PUBLIC}"]},
@@ -243,7 +241,7 @@ def _moto() -> str:
 
 def _start(command: list[str], stdout: Any) -> subprocess.Popen[bytes]:
     """It is ended at this process's end; where that is killed, by the kernel."""
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
     atexit.register(_end, process)
     return process
 
@@ -257,19 +255,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _status(error: ClientError) -> int:

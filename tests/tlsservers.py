@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from mount.mounting import until
+from servers import listens
 
 HERE = ("127.0.0.1", "localhost")
 _SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # certificates and their lists
@@ -147,14 +148,6 @@ def tls_nginx(scratch: Path, upstream: str, shown: Shown, *, clients: Path | Non
     finally:
         process.terminate()
         process.wait(15)
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _named(host: str) -> x509.GeneralName:

@@ -336,13 +336,6 @@ class _Repack:
         """A gc that had read older layouts may have taken packs that these name now. Raises SwapLost."""
         dropped = self.repository.catalog(self.renew()).catalog.dropped
         for id in self._named:
-            if keys.pack(id) in dropped or not self._is_there(keys.pack(id)):
+            if keys.pack(id) in dropped or not self.repository.has(keys.pack(id), self.renew()):
                 raise SwapLost(f"pack {id.hex()[:16]}", where=self.repository.store.url,
                                why="another gc took it meanwhile", advice="Try again.")
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self.repository.store.stat(key, self.renew())
-        except ObjectMissing:
-            return False
-        return True

@@ -185,6 +185,14 @@ class Repository:
             raise Malformed("catalog.json", where=self.store.url, why="it belongs to another repository")
         return CatalogState(found, fetched.etag)
 
+    def has(self, key: str, deadline: Deadline) -> bool:
+        """Whether an object is there."""
+        try:
+            self.store.stat(key, deadline)
+        except ObjectMissing:
+            return False
+        return True
+
     def remember_catalog(self, found: Catalog) -> None:
         self.cache.put("catalog", self.info.id, found.serialise())
 

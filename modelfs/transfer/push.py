@@ -206,14 +206,8 @@ class _Push:
                      if catalog.dropped[keys.pack(pack)] != self.dropped.get(keys.pack(pack))}
         gc_was_here, self.collected = collected(catalog) != self.collected, collected(catalog)
         doubtful = (packs if gc_was_here else dropped) - condemned
-        return condemned | {pack for pack in doubtful if not self._is_there(keys.pack(pack))}
+        return condemned | {pack for pack in doubtful if not self.repository.has(keys.pack(pack), self._renew())}
 
-    def _is_there(self, key: str) -> bool:
-        try:
-            self.repository.store.stat(key, self._renew())
-        except ObjectMissing:
-            return False
-        return True
 
     def _locate(self, files: list[SourceFile], tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
         """Where each chunk lies, and which of them no index names yet. What lies nowhere any more is encoded again.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mount.mounting import ROOT, until
+from servers import listens
 
 _MAIN = """
 {user}daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/error.log;
@@ -49,7 +50,7 @@ def nginx(example: str, scratch: Path, here: Mapping[str, str]) -> Iterator[str]
     log = scratch / "error.log"
     process = subprocess.Popen([program, "-p", str(scratch), "-c", str(scratch / "nginx.conf"), "-e", str(log)])
     try:
-        until(lambda: _listens(port) or process.poll() is not None)
+        until(lambda: listens(port) or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -72,11 +73,3 @@ def modelfs_serve(repository: Path, environ: Mapping[str, str], *options: object
     finally:
         process.terminate()
         process.wait(15)
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from faults.killing import KILLED, Killer, killer
-from transfer.pushed import make_repository, noise, push_files, soon
+from transfer.pushed import Content, make_repository, noise, push_files, soon
+from transfer.pushed import content as content_of
 
 from modelfs.ids import ModelName
 from modelfs.maintenance.agreement import differences
@@ -18,9 +19,6 @@ from modelfs.maintenance.verify import verify
 from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.transfer.replicate import promote, replicate
-
-Content = dict[str, dict[str, dict[str, bytes]]]
-"""Model → version → path → bytes."""
 
 
 @pytest.fixture
@@ -34,18 +32,7 @@ def opened(root: Path) -> Repository:
 
 
 def content(root: Path) -> Content:
-    """All of it, each chunk read and checked."""
-    repository, found = opened(root), Content()
-    catalog = repository.catalog(soon()).catalog
-    for model in catalog.models:
-        for version in repository.versions(repository.history(catalog, model, soon()), soon()):
-            manifest = repository.manifest(version.manifest, soon())
-            layout = repository.layout(manifest, soon())
-            found.setdefault(str(model), {})[version.name] = {
-                file.path: b"".join(repository.read_chunk(manifest, layout, row, soon())
-                                    for row in range(file.first_row, file.first_row + file.row_count))
-                for file in manifest.files()}
-    return found
+    return content_of(opened(root))
 
 
 def versions(*stores: Content) -> set[tuple[str, str]]:

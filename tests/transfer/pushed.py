@@ -146,3 +146,23 @@ def in_background(call: Callable[[], object]) -> Background:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return Background(thread, results)
+
+
+Content = dict[str, dict[str, dict[str, bytes]]]
+"""Model → version → path → bytes."""
+
+
+def content(repository: Repository) -> Content:
+    """All of it, each chunk read and checked."""
+    found = Content()
+    catalog = repository.catalog(soon()).catalog
+    for model in catalog.models:
+        rows = repository.history(catalog, model, soon())
+        for version in repository.versions(rows, soon()):
+            manifest = repository.manifest(version.manifest, soon())
+            layout = repository.layout(manifest, soon())
+            found.setdefault(str(model), {})[version.name] = {
+                file.path: b"".join(repository.read_chunk(manifest, layout, row, soon())
+                                    for row in range(file.first_row, file.first_row + file.row_count))
+                for file in manifest.files()}
+    return found

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from faultproxy import FaultProxy
 from results import Result
-from transfer.pushed import eventually, make_repository, noise, packs, push_files, soon
+from transfer.pushed import content, eventually, make_repository, noise, packs, push_files, soon
 
 from modelfs.errors import Conflict, IntegrityError, NotFound
 from modelfs.ids import ModelName, ModelRef
@@ -50,22 +50,6 @@ def bring(source: Repository, target: Path | ObjectStore, **options: object) -> 
 
 def opened(root: Path) -> Repository:
     return Repository.open(FileStore(root), soon())
-
-
-def content(repository: Repository) -> dict[str, dict[str, dict[str, bytes]]]:
-    """Model → version → path → bytes, each chunk read and checked."""
-    found: dict[str, dict[str, dict[str, bytes]]] = {}
-    catalog = repository.catalog(soon()).catalog
-    for model in catalog.models:
-        rows = repository.history(catalog, model, soon())
-        for version in repository.versions(rows, soon()):
-            manifest = repository.manifest(version.manifest, soon())
-            layout = repository.layout(manifest, soon())
-            found.setdefault(str(model), {})[version.name] = {
-                file.path: b"".join(repository.read_chunk(manifest, layout, row, soon())
-                                    for row in range(file.first_row, file.first_row + file.row_count))
-                for file in manifest.files()}
-    return found
 
 
 def tags(repository: Repository, model: str = "lab/model") -> dict[str, int]:
