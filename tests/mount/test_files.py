@@ -102,12 +102,18 @@ def test_a_read_is_short_only_at_the_end(mount: Mounter, repository: Path, sourc
 
 
 def test_a_second_open_finds_the_pages_of_the_first(mount: Mounter, repository: Path) -> None:
+    """Nearly all of them: a machine short of memory may take some back."""
     mounted = mount(repository, "--model", "acme/base")
-    for _ in range(2):
+
+    def asked() -> int:
+        before = mounted.status()["counters"]["reads"]
         (mounted / "big.bin").read_bytes()
-        first = mounted.status()["counters"]["reads"]
-        (mounted / "big.bin").read_bytes()
-        assert mounted.status()["counters"]["reads"] == first
+        return mounted.status()["counters"]["reads"] - before
+
+    first = asked()
+    assert first
+    for _ in range(3):
+        assert asked() < first / 2
 
 
 WRITES: dict[str, Callable[[Path], object]] = {
