@@ -95,12 +95,14 @@ class Waiting:
         with self._lock:
             self._missing.pop(id, None)
             answer, self._answer = self._answer, None
-            others = [self._file.ref(parts[0].chunk) for parts in self._missing.values()]
-            if answer:
-                answer.failed(error)
-        if answer and others and isinstance(error, Unavailable):
-            # Else the kernel, which reads around a page of a mapping, would wait for that page alone once more.
-            self._fetcher.remember_failure(others, error)
+            if answer is None:
+                return
+            if self._missing and isinstance(error, Unavailable):
+                # Before the answer: the kernel, which reads around a page of a mapping, then asks for that page alone,
+                # at once, and would wait for it once more.
+                others = [self._file.ref(parts[0].chunk) for parts in self._missing.values()]
+                self._fetcher.remember_failure(others, error)
+            answer.failed(error)
 
     def _fetch(self, parts: list[_Part]) -> None:
         with self._lock:

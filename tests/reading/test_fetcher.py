@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
     made = Cache(tmp_path / "cache", DiskShare(size_bytes=256 * MiB), DiskShare(size_bytes=0), Metrics())
     yield made
     made.close()
+
+
+@dataclass
+class Told:
+    """The answer of a read. then: what its reader does as it hears of an error."""
+
+    then: Callable[[], object] = lambda: None
+    error: ModelfsError | None = None
+
+    def room(self) -> memoryview:
+        return memoryview(bytearray(2 * CHUNK))
+
+    def done(self, data: memoryview) -> None:
+        raise AssertionError("a store that hangs has answered")
+
+    def failed(self, error: ModelfsError) -> None:
+        self.error = error
+        self.then()
 
 
 def pack_of(file: ModelFile, chunk: int = 0) -> str:
@@ -202,15 +221,17 @@ def test_a_failure_is_remembered_for_a_moment(proxy: FaultProxy, monkeypatch: py
 
 def test_what_else_a_late_read_asked_for_is_not_waited_for_once_more(proxy: FaultProxy,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernel does, which reads around a page of a mapping, and asks for that page alone when this failed."""
+    """As the kernel does, which reads around a page of a mapping, and asks for that page alone as this fails."""
     monkeypatch.setattr(failures, "REMEMBER_FAILURE_S", 120)  # longer than this test can take
     proxy.add("hang", "packs/")
     with reading(proxy.url) as r:
         file = r.file("weights.bin")
         r.fetcher.remember_failure([file.ref(0)], Unavailable("a store does not answer"))
         r.fetcher.set_limits(memory_bytes=64 * MiB, deadline_s=600)
-        for offset, size in ((0, 2 * CHUNK), (CHUNK, CHUNK)):
-            assert isinstance(in_background(lambda at=offset, of=size: r.read(file, at, of)).result(), Unavailable)
+        alone = Told()
+        around = Told(then=lambda: r.reader.read_later(file, CHUNK, CHUNK, alone))
+        r.reader.read_later(file, 0, 2 * CHUNK, around)
+        assert [type(error) for error in (around.error, alone.error)] == [Unavailable] * 2
 
 
 def test_damage_that_was_mended_is_soon_forgotten(proxy: FaultProxy) -> None:
