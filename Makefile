@@ -7,6 +7,7 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
+WHOLE := .pytest_cache/whole
 ARGS ?=
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -22,7 +23,9 @@ demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a tempo
 
 .PHONY: test
 test: $(STAMP) system-fuse system-nginx system-network system-etcd  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
-	@$(BIN)/pytest -q -n 4 --dist worksteal tests $(ARGS)
+	@rm -rf $(WHOLE)
+	@$(BIN)/pytest -q -n 4 --dist worksteal -o cache_dir=$(WHOLE) tests $(ARGS) || \
+		$(BIN)/python tests/alone.py $$? $(WHOLE)/v/cache/lastfailed
 
 .PHONY: test-quick
 test-quick: $(STAMP)  ## the tests that need neither mounts nor servers

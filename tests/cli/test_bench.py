@@ -205,12 +205,14 @@ def test_a_model_that_is_not_there_and_a_cache_that_is_too_small_are_told_before
         assert server.requests("packs/") == 0
 
 
-@pytest.mark.parametrize(("kind", "options", "code"), [("flip", {"offset": 5}, 4), ("reset", {"after": 1000}, 5)])
+@pytest.mark.parametrize(("kind", "options", "deadline", "code"),
+                         [("flip", {"offset": 5}, "60s", 4), ("reset", {"after": 1000}, "500ms", 5)])
 def test_a_store_that_gives_other_bytes_or_breaks_off_is_an_error_and_no_figure(
-        modelfs: Run, repository: Path, tmp_path: Path, kind: str, options: dict[str, int], code: int) -> None:
+        modelfs: Run, repository: Path, tmp_path: Path, kind: str, options: dict[str, int], deadline: str,
+        code: int) -> None:
     with FaultProxy(repository) as server, nothing_left(tmp_path):
         server.add(kind, "packs/", **options)
-        result = modelfs("bench", server.url, env={"MODELFS_FETCH_DEADLINE": "500ms"})
+        result = modelfs("bench", server.url, env={"MODELFS_FETCH_DEADLINE": deadline})
     assert (result.code, result.out) == (code, "") and len(result.err.splitlines()) == 1
 
 
