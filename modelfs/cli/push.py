@@ -27,13 +27,17 @@ from modelfs.units import show_size
 @click.option("--meta", metavar="KEY=VALUE", multiple=True, help="Kept with the version; may be given again.")
 @click.option("--jobs", type=Whole(1, 1024), metavar="N", help="Encode on N cores (default: all).")
 @click.option("--follow-links", is_flag=True, help="Push what links out of SRC lead to, too.")
+@click.option("--delta", is_flag=True,
+              help="Store what differs from the version that the tag names as differences, where that saves a tenth.")
+@click.option("--base", metavar="MODEL", help="As --delta, from this model or version in REPO.")
 @click.option("--sync", type=Whole(1, 64), metavar="N",
               help="Return once N stores of the remote REPO, its first among them, hold the version.")
 @rate_option("Send, and read from REPO, at most R bytes a second, like 50MB.")
 @click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
 @command_options()
 def command(session: Session, src: str, repo: str, model: str, message: str | None, meta: tuple[str, ...],
-            jobs: int | None, follow_links: bool, sync: int | None, bwlimit: str | None, dry_run: bool) -> None:
+            jobs: int | None, follow_links: bool, delta: bool, base: str | None, sync: int | None, bwlimit: str | None,
+            dry_run: bool) -> None:
     """Store SRC, a directory or a file, as a new version of MODEL (org/name or org/name:tag) in REPO.
 
     Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version. With --sync N
@@ -53,7 +57,8 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     if sync is not None and not dry_run:
         check_enough(config, repo, sync)
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
-                          jobs or 0, follow_links, dry_run)
+                          jobs or 0, follow_links, dry_run, delta or base is not None,
+                          None if base is None else ModelRef.parse(base))
     with session.output.progress(None, f"push {ref.model}") as bar:
         repository = throttled(repository_at(config, repo, tell=session.output.note), throttle)
         report = push(Path(src), repository, ref, options, _Bar(bar))
@@ -100,6 +105,8 @@ def _summary(report: PushReport, dry_run: bool) -> str:
                 + (", dry run: nothing written" if dry_run else ""))
     size = f"{counted(report.files, 'file')}, {show_size(report.decoded_bytes)}, " \
         f"stored {show_size(report.stored_bytes)}"
+    if report.difference_chunks:
+        size += f", {counted(report.difference_chunks, 'chunk')} as differences"
     return (f"{report.model} {report.version} ({report.tag}): {size}; {counted(report.new_chunks, 'new chunk')}, "
             f"{report.reused_chunks} there before" + (", dry run: nothing written" if dry_run else
                                                       f", {show_size(report.uploaded_bytes)} uploaded"))

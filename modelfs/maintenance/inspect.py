@@ -6,7 +6,6 @@ that cannot be had costs its file the list of tensors, and nothing else.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +18,12 @@ from modelfs.formats import describe
 from modelfs.ids import ModelRef
 from modelfs.maintenance.placing import Placing, comparable, placing_of
 from modelfs.repository.catalog import Catalog
+from modelfs.repository.file_reader import FileReader
 from modelfs.repository.history import Version
 from modelfs.repository.index import Index
 from modelfs.repository.manifest import FileEntry, Manifest
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
-
-_HELD_CHUNKS = 4
-"""Decoded chunks kept while one file is described: a header is read forwards, a zip's records near each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ class _Stored:
         return FileStored(entry, chunks, stored_bytes, tensors)
 
     def _tensors(self, entry: FileEntry) -> tuple[TensorStored, ...]:
-        reader = _FileReader(self._repository, self._manifest, self._placing, entry, self._deadline_s)
+        reader = FileReader(self._manifest, entry, lambda row: self._chunk(row, entry))
         out = []
         for tensor in describe(reader.read, entry.size, entry.path).tensors:
             rows = self._first_of_each(reader.rows(tensor.offset, tensor.length))
@@ -152,47 +149,12 @@ class _Stored:
                                     int(self._stored[rows].sum()), codecs))
         return tuple(out)
 
+    def _chunk(self, row: int, of: FileEntry) -> memoryview:
+        if not self._placing.known[row]:
+            raise IntegrityError("a chunk that no layout and no index places", where=of.path)
+        return self._repository.read_chunk(self._manifest, self._placing.layout, row, Deadline(self._deadline_s))
+
     def _first_of_each(self, rows: slice) -> NDArray[np.intp]:
         """Of the rows, the first with each distinct chunk."""
         start = rows.start or 0
         return np.asarray(np.unique(self._distinct[rows], return_index=True)[1] + start)
-
-
-class _FileReader:
-    """A ReadAt of one file: the chunks that are asked for and no others, each checked."""
-
-    def __init__(self, repository: Repository, manifest: Manifest, placing: Placing, entry: FileEntry,
-                 deadline_s: float) -> None:
-        self._repository, self._manifest, self._placing, self._entry = repository, manifest, placing, entry
-        self._deadline_s = deadline_s
-        span = manifest.offsets[entry.first_row:entry.first_row + entry.row_count + 1]
-        self._offsets = (span - span[0]).astype(np.int64)
-        self._held: OrderedDict[int, memoryview] = OrderedDict()
-
-    def rows(self, offset: int, length: int) -> slice:
-        """The manifest's rows that the bytes touch; none for no bytes."""
-        if not length:
-            return slice(self._entry.first_row, self._entry.first_row)
-        first = int(np.searchsorted(self._offsets, offset, "right")) - 1
-        stop = int(np.searchsorted(self._offsets, offset + length, "left"))
-        return slice(self._entry.first_row + first, self._entry.first_row + stop)
-
-    def read(self, offset: int, length: int) -> bytes:
-        end = min(offset + length, self._entry.size)
-        if offset < 0 or end <= offset:
-            return b""
-        rows, parts = self.rows(offset, end - offset), []
-        for row in range(rows.start, rows.stop):
-            begin = int(self._offsets[row - self._entry.first_row])
-            parts.append(bytes(self._chunk(row)[max(0, offset - begin):end - begin]))
-        return b"".join(parts)
-
-    def _chunk(self, row: int) -> memoryview:
-        if row not in self._held:
-            if not self._placing.known[row]:
-                raise IntegrityError("a chunk that no layout and no index places", where=self._entry.path)
-            self._held[row] = self._repository.read_chunk(self._manifest, self._placing.layout, row,
-                                                          Deadline(self._deadline_s))
-            while len(self._held) > _HELD_CHUNKS:
-                self._held.popitem(last=False)
-        return self._held[row]

@@ -16,7 +16,7 @@ from modelfs.errors import IntegrityError
 from modelfs.repository.index import Index
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
-from modelfs.repository.places import SELF, PlaceTable
+from modelfs.repository.places import SELF, Place, joined, table_of
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
 
@@ -48,7 +48,7 @@ def from_indexes(chunk_ids: NDArray[np.uint8], indexes: Sequence[Index]) -> tupl
     """A layout of chunk_ids [n, 32] without head packs, and which rows [n] of it any index knows."""
     wanted, n = comparable(chunk_ids), len(chunk_ids)
     place, known = np.zeros(n, np.uint32), np.zeros(n, np.bool_)
-    tables, base = [_nowhere()], 1
+    tables, base = [table_of([Place(SELF, 0, 0, "raw")])], 1
     for index in indexes:
         here = comparable(index.ids)
         if len(here):
@@ -58,30 +58,10 @@ def from_indexes(chunk_ids: NDArray[np.uint8], indexes: Sequence[Index]) -> tupl
             known |= found
         tables.append(index.places)
         base += len(index.places)
-    return Layout(_joined(tables), place, np.zeros(0, np.uint32)), known
+    return Layout(joined(tables), place, np.zeros(0, np.uint32)), known
 
 
 def comparable(ids: NDArray[np.uint8]) -> Ids:
     """Rows of bytes [n, w] as [n] values that numpy sorts and compares: numpy drops NULs at their ends, which
     among rows of one width takes nothing from what tells them apart."""
     return np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").ravel()
-
-
-def _nowhere() -> PlaceTable:
-    one = np.ones(1, np.uint32)
-    return PlaceTable(np.frombuffer(SELF, np.uint8).reshape(1, 32), ["raw"], one * 0, np.zeros(1, np.uint64), one * 0,
-                      np.zeros(1, np.uint16), one * np.uint32(0xFFFF_FFFF))
-
-
-def _joined(tables: list[PlaceTable]) -> PlaceTable:
-    """Bases are left out: what is a difference to another chunk cannot be read by this modelfs."""
-    codecs = list(dict.fromkeys(name for table in tables for name in table.codecs))
-    packs = np.cumsum([0] + [len(table.packs) for table in tables])
-    return PlaceTable(
-        np.concatenate([table.packs for table in tables]), codecs,
-        np.concatenate([table.pack + np.uint32(first) for table, first in zip(tables, packs, strict=False)]),
-        np.concatenate([table.offset for table in tables]),
-        np.concatenate([table.stored for table in tables]),
-        np.concatenate([np.array([codecs.index(name) for name in table.codecs], np.uint16)[table.codec]
-                        for table in tables]),
-        np.full(sum(map(len, tables)), 0xFFFF_FFFF, np.uint32))

@@ -24,6 +24,7 @@ from modelfs.errors import (
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
+from modelfs.reading.differences import Difference, base_of
 from modelfs.reading.failures import Failures, memory_of
 from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, jobs_of, spread_range
 from modelfs.reading.heads import Companion, Heads
@@ -178,8 +179,17 @@ class Fetcher:
             with self._queue.changed:
                 more = [found for one in beside if (found := self._companion(*one)) is not None]
                 self._enqueue([*flights, *more], MAX_RANGE if more else spread_range(flights))
+            self._bases_beside(flights)
         except Exception as error:
             self._fail_each(flights, broken(error))
+
+    def _bases_beside(self, flights: Sequence[Flight]) -> None:
+        """Behind their differences, which are smaller and can wait for them in fewer bytes than the other way round."""
+        for priority in Priority:
+            bases = [base for flight in flights if flight.priority is priority and flight.source is not None
+                     and (base := base_of(flight)) is not None]
+            if bases:
+                self.ensure(bases, None, priority)
 
     def _companion(self, flight: Flight, found: Companion) -> Flight | None:
         """Under the queue's lock. None where the chunk is on its way already, or was here a moment ago."""
@@ -317,8 +327,8 @@ class Fetcher:
         """Read up to the end of flight's stored bytes, decode, check, land. Returns the new offset."""
         assert flight.source is not None
         place, length = flight.source.place, flight.ref.length
-        as_it_is = place.codec == "raw" and place.length == length
-        behind = 0 if as_it_is else length
+        as_it_is = place.codec == "raw" and place.length == length and place.base is None
+        behind = 0 if as_it_is or place.base is not None else length
         size = max(place.length, place.offset - at) + behind
         with self._pool.take(size, flight.deadline, demand=flight.demand) as buffer:
             out, stored = buffer[:length], buffer[behind:]
@@ -326,30 +336,53 @@ class Fetcher:
                 stream.readinto(stored[:place.offset - at])
             stream.readinto(stored[:place.length])
             job.flights.remove(flight)
-            if self._width.moved(place.length, self._queue.full(), time.monotonic()):
-                self._queue.widen(self._width.now)
-            self._metrics.add("chunks_fetched")
-            if flight.ahead:
-                self._metrics.add("prefetched_chunks")
-                if flight.demand:  # a reader came while it was on its way
-                    self._metrics.add("prefetched_used")
-                else:
-                    for want in flight.wants:
-                        want.file.ahead.add(want.chunk)
-            wrong: IntegrityError | None = None
+            self._came(flight, place.length)
+            difference = bytes(stored[:place.length]) if place.base is not None else None
+            wrong = None
             try:
                 if as_it_is:  # half of the memory, and no copy
                     check_chunk(flight.ref, out, place)
-                else:
+                elif difference is None:
                     open_chunk(flight.ref, place, stored[:place.length], out)
             except IntegrityError as error:
                 wrong = error
             else:
-                self._metrics.add("chunks_verified")
-                self._land(flight, out)
+                if difference is None:
+                    self._opened(flight, out)
         if wrong is not None:
             self._again(flight, wrong)
+        if difference is not None:
+            self._await_base(flight, difference)
         return place.offset + place.length
+
+    def _came(self, flight: Flight, stored: int) -> None:
+        if self._width.moved(stored, self._queue.full(), time.monotonic()):
+            self._queue.widen(self._width.now)
+        self._metrics.add("chunks_fetched")
+        if flight.ahead:
+            self._metrics.add("prefetched_chunks")
+            if flight.demand:  # a reader came while it was on its way
+                self._metrics.add("prefetched_used")
+            else:
+                for want in flight.wants:
+                    want.file.ahead.add(want.chunk)
+
+    def _opened(self, flight: Flight, decoded: memoryview) -> None:
+        self._metrics.add("chunks_verified")
+        self._land(flight, decoded)
+
+    def _await_base(self, flight: Flight, stored: bytes) -> None:
+        base = base_of(flight)
+        assert base is not None
+        self.ensure([base], Difference(flight, stored, self._opened, self._again, self._baseless),
+                    flight.priority if self.prefetches else Priority.DEMAND)
+
+    def _baseless(self, flight: Flight, error: ModelfsError) -> None:
+        """Its base is not to be had: elsewhere the chunk may lie otherwise."""
+        if isinstance(error, IntegrityError) and self._stopped is None:
+            self._elsewhere(flight, error)
+        else:
+            self._fail(flight, error)
 
     def _again(self, flight: Flight, error: IntegrityError) -> None:
         """A chunk that came and is wrong: fetched once more, in case the wire or a cache on it was at fault."""

@@ -7,12 +7,13 @@ Layout: chunks | tail (a column container: see index.py) | footer of 64 bytes (d
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 from modelfs.errors import Malformed
 from modelfs.ids import ChunkId, Digest, ObjectId
 from modelfs.repository import index
 from modelfs.repository.index import Located
-from modelfs.repository.places import MAX_PACK_BYTES, SELF, Place
+from modelfs.repository.places import MAX_PACK_BYTES, SELF, Base, Place
 
 MAGIC = b"MFSPACK1"
 FOOTER = struct.Struct("<8sQQ8x32s")
@@ -42,9 +43,9 @@ class PackWriter:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, id: ChunkId, length: int, codec: str, stored: bytes) -> None:
-        """length: of the decoded chunk."""
-        self._rows.append(Located(id, length, Place(SELF, len(self._data), len(stored), codec)))
+    def add(self, id: ChunkId, length: int, codec: str, stored: bytes, base: Base | None = None) -> None:
+        """length: of the decoded chunk. base: what stored is a difference to."""
+        self._rows.append(Located(id, length, Place(SELF, len(self._data), len(stored), codec, base)))
         self._data += stored
 
     def seal(self) -> SealedPack:
@@ -64,12 +65,14 @@ class SealedPack:
 
 
 def _within(row: Located, pack: ObjectId) -> Located:
-    place = row.place
-    base = place.base
-    if base is not None and base.pack == SELF:
-        base = Place(pack, base.offset, base.length, base.codec)
-    return Located(row.id, row.length, Place(pack if place.pack == SELF else place.pack, place.offset, place.length,
-                                             place.codec, base))
+    place, base = row.place, row.place.base
+    if base is not None:
+        base = replace(base, place=_named(base.place, pack))
+    return replace(row, place=replace(_named(place, pack), base=base))
+
+
+def _named(place: Place, pack: ObjectId) -> Place:
+    return replace(place, pack=pack) if place.pack == SELF else place
 
 
 def tail_span(footer: bytes | memoryview, size: int, what: str) -> tuple[int, int, Digest]:

@@ -32,6 +32,7 @@ from modelfs.repository.index import Index, Located
 from modelfs.repository.info import MAX_INFO_BYTES, RepositoryInfo, parse_info
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
+from modelfs.repository.places import Place
 from modelfs.stores.replicas import Replica, replicas_of
 from modelfs.stores.store import LARGE_BYTES, Fetched, ObjectStore
 from modelfs.units import Deadline, MiB
@@ -318,9 +319,15 @@ class Repository:
 
     def read_chunk(self, of: Manifest, at: Layout, row: int, deadline: Deadline) -> memoryview:
         """One chunk, checked: for those who want a header and no machinery. Raises CorruptChunk, ObjectMissing."""
-        ref, place = ChunkRef(of.chunk_id(row), int(of.chunk_lengths[row])), at.place(row)
+        return self.chunk_at(ChunkRef(of.chunk_id(row), int(of.chunk_lengths[row])), at.place(row), deadline)
+
+    def chunk_at(self, ref: ChunkRef, place: Place, deadline: Deadline) -> memoryview:
+        """As read_chunk, at a place that is known."""
+        base = None if place.base is None else \
+            self.chunk_at(ChunkRef(place.base.id, ref.length), place.base.place, deadline)
         out = memoryview(bytearray(ref.length))
-        open_chunk(ref, place, self._range(keys.pack(place.pack), place.offset, place.length, "pack", deadline), out)
+        stored = self._range(keys.pack(place.pack), place.offset, place.length, "pack", deadline)
+        open_chunk(ref, place, stored, out, base)
         return out
 
     def _range(self, key: str, offset: int, length: int, what: str, deadline: Deadline) -> memoryview:

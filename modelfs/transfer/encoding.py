@@ -11,17 +11,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
-from modelfs.codecs import encode_chunk
+from modelfs.codecs import LEAST_GAIN, encode_chunk, encode_difference
 from modelfs.errors import Conflict, ModelfsError
 from modelfs.formats import describe
 from modelfs.ids import ChunkId, Digest
 from modelfs.repository.chunking import Cut, cut
 from modelfs.repository.manifest import FileEntry
 from modelfs.repository.pack import HEAD_TARGET_BYTES, PackWriter, SealedPack
+from modelfs.repository.places import Base
+from modelfs.transfer.bases import BaseChunk, Bases, LikeFile
 from modelfs.transfer.scan import SourceFile, unreadable
 
 Known = Callable[[ChunkId], bool]
@@ -30,13 +32,15 @@ Known = Callable[[ChunkId], bool]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A chunk of a file: its bytes, and what is to be stored of it (None: it is stored, or will be, already)."""
+    """A chunk of a file: its bytes, and what is to be stored of it (None: it is stored, or will be, already), which may
+    be the difference to a base."""
 
     id: ChunkId
     data: bytes
     head: bool
-    codec: str
-    stored: bytes | None
+    codec: str = ""
+    stored: bytes | None = None
+    base: Base | None = None
 
 
 @dataclass(slots=True)
@@ -53,13 +57,14 @@ class Encoder:
     """Encodes files one after another; `packs` come out through `put`, called from this thread, in file order."""
 
     def __init__(self, chunk_size: int, jobs: int, known: Known, put: Callable[[SealedPack], None],
-                 head_put: Callable[[SealedPack], None], advance: Callable[[int, int], None]) -> None:
-        """advance(decoded bytes, of which were known already)."""
+                 head_put: Callable[[SealedPack], None], advance: Callable[[int, int], None],
+                 bases: Bases | None = None) -> None:
+        """advance(decoded bytes, of which were known already). bases: what chunks may be differences to."""
         self._chunk_size, self._jobs, self._known = chunk_size, jobs, known
         self._sinks = {False: put, True: head_put}
         self._targets = {False: PackWriter, True: lambda: PackWriter(HEAD_TARGET_BYTES)}
         self._writers = {False: PackWriter(), True: PackWriter(HEAD_TARGET_BYTES)}
-        self._advance = advance
+        self._advance, self._bases = advance, bases
         self._claimed: set[ChunkId] = set()  # guarded by _lock
         self._lock = threading.Lock()
         self.tree = Tree()
@@ -86,7 +91,9 @@ class Encoder:
             if (before.st_size, before.st_mtime_ns) != (file.size, file.mtime_ns):
                 raise _changed(file)
             described = describe(lambda offset, length: _pread(fd, length, offset, file), file.size, file.path)
-            for chunk in self._in_order(pool, fd, cut(described, file.size, self._chunk_size), file):
+            cuts = cut(described, file.size, self._chunk_size)
+            like = self._bases.like(described, file.path) if self._bases else None
+            for chunk in self._in_order(pool, fd, cuts, file, like):
                 whole.update(chunk.data)
                 sha256.update(chunk.data)
                 self.tree.ids.append(chunk.id)
@@ -105,11 +112,12 @@ class Encoder:
         self.tree.files.append(FileEntry(file.path, file.size, file.mtime_ns, file.mode, Digest(whole.digest()),
                                          sha256.digest(), described.format, first, len(self.tree.ids) - first))
 
-    def _in_order(self, pool: ThreadPoolExecutor, fd: int, cuts: Iterator[Cut], file: SourceFile) -> Iterator[Encoded]:
+    def _in_order(self, pool: ThreadPoolExecutor, fd: int, cuts: Iterator[Cut], file: SourceFile,
+                  like: LikeFile | None) -> Iterator[Encoded]:
         window: deque[Future[Encoded]] = deque()
         try:
             for piece in cuts:
-                window.append(pool.submit(self._encode, fd, piece, file))
+                window.append(pool.submit(self._encode, fd, piece, file, like))
                 if len(window) > 2 * self._jobs:
                     yield window.popleft().result()
             while window:
@@ -119,15 +127,16 @@ class Encoder:
                 if not future.cancel():
                     future.exception()
 
-    def _encode(self, fd: int, piece: Cut, file: SourceFile) -> Encoded:
+    def _encode(self, fd: int, piece: Cut, file: SourceFile, like: LikeFile | None) -> Encoded:
         data = _pread(fd, piece.length, piece.offset, file)
         if len(data) != piece.length:
             raise _changed(file)
         id = ChunkId.of(data)
         if self._known(id) or not self._claim(id):
-            return Encoded(id, data, piece.head, "", None)
-        codec, stored = encode_chunk(memoryview(data), piece.width)
-        return Encoded(id, data, piece.head, codec, stored)
+            return Encoded(id, data, piece.head)
+        whole = Encoded(id, data, piece.head, *encode_chunk(memoryview(data), piece.width))
+        base = like.base(piece) if like is not None else None
+        return whole if base is None else _smaller(whole, base, piece.width)
 
     def _claim(self, id: ChunkId) -> bool:
         with self._lock:
@@ -139,10 +148,18 @@ class Encoder:
     def _pack(self, chunk: Encoded) -> None:
         assert chunk.stored is not None
         writer = self._writers[chunk.head]
-        writer.add(chunk.id, len(chunk.data), chunk.codec, chunk.stored)
+        writer.add(chunk.id, len(chunk.data), chunk.codec, chunk.stored, chunk.base)
         if writer.full:
             self._sinks[chunk.head](writer.seal())
             self._writers[chunk.head] = self._targets[chunk.head]()
+
+
+def _smaller(whole: Encoded, base: BaseChunk, width: int) -> Encoded:
+    """The chunk as a difference, where that saves enough for two chunks to be read for one."""
+    found = encode_difference(memoryview(whole.data), base.data, width)
+    if found is None or whole.stored is None or len(found[1]) > LEAST_GAIN * len(whole.stored):
+        return whole
+    return replace(whole, codec=found[0], stored=found[1], base=base.base)
 
 
 def _open(file: SourceFile) -> int:

@@ -25,6 +25,7 @@ from modelfs.repository.pack import HEAD_TARGET_BYTES, SealedPack
 from modelfs.repository.places import Place
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import Buffer
+from modelfs.transfer.bases import Bases
 from modelfs.transfer.encoding import Encoder, Tree
 from modelfs.transfer.journal import Journal
 from modelfs.transfer.scan import SourceFile, scan
@@ -38,7 +39,10 @@ MAX_LAYOUT_BYTES = 4096 << 20
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """renew: a deadline from now, for one object; it begins anew as bytes move. state: the directory of journals."""
+    """renew: a deadline from now, for one object; it begins anew as bytes move. state: the directory of journals.
+
+    differences: store chunks as differences to those of base, or without one of the version that the tag names, where
+    that saves a tenth of them."""
 
     state: Path
     renew: Callable[[], Deadline]
@@ -47,6 +51,8 @@ class PushOptions:
     jobs: int = 0
     follow_links: bool = False
     dry_run: bool = False
+    differences: bool = False
+    base: ModelRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class PushReport:
     stored_bytes: int
     new_chunks: int
     reused_chunks: int
+    difference_chunks: int
     uploaded_bytes: int
     elapsed_s: float
     changed: bool
@@ -96,6 +103,7 @@ class _Push:
         self.dropped: Mapping[str, str] = {}  # as it was when the push began
         self.collected: object = None  # gc's mark in a catalog that was read before packs were seen to be there
         self.heads: set[ObjectId] = set()
+        self.bases: Bases | None = None
         self.uploaded = 0  # guarded by lock
         self.written: set[str] = set()  # keys of this push's objects; guarded by lock
         self.lock = threading.Lock()
@@ -118,13 +126,30 @@ class _Push:
         state.catalog.check_writable()  # before anything is uploaded
         self.dropped, self.collected = state.catalog.dropped, collected(state.catalog)
         self._load_indexes(state.catalog)
+        self.bases = self._bases(state.catalog) if self.options.differences else None
         if not self.options.dry_run:
             self._resume(state.catalog)
+
+    def _bases(self, catalog: Catalog) -> Bases | None:
+        ref = self.options.base
+        if ref is None:
+            tags = self._history(catalog).live_tags
+            tag = next((tag for tag in (self.tag, "latest") if tag in tags), None)
+            if tag is None:
+                return None
+            ref = ModelRef(self.model, tag=tag)
+        version = self.repository.resolve(catalog, ref, self._renew()).version
+        found = self.repository.manifest(version.manifest, self._renew())
+        try:
+            return Bases(self.repository, found, self.repository.layout(found, self._renew()), self._renew)
+        except IntegrityError:  # a layout that is not there: for `verify` to say
+            return None
 
     def _encode(self, files: Iterable[SourceFile], progress: PushProgress) -> Tree:
         with Uploads(self._put_pack) as uploads:
             encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1, self._known,
-                              uploads.put, lambda pack: self._head(pack, uploads), progress.advance)
+                              uploads.put, lambda pack: self._head(pack, uploads), progress.advance,
+                              self.bases)
             return encoder.run(files)
 
     def _load_indexes(self, catalog: Catalog) -> None:
@@ -193,14 +218,15 @@ class _Push:
         before = {id for id, _ in self.indexes}
         self._load_indexes(catalog)
         gone = set() if self.options.dry_run else self._gone(catalog)
-        self.placed, self.resumed = ({id: chunk for id, chunk in chunks.items() if chunk.place.pack not in gone}
+        self.placed, self.resumed = ({id: chunk for id, chunk in chunks.items() if gone.isdisjoint(chunk.place.packs)}
                                      for chunks in (self.placed, self.resumed))
         return bool(gone) or not before <= {id for id, _ in self.indexes}
 
     def _gone(self, catalog: Catalog) -> set[ObjectId]:
         """What was dropped since the push began may be deleted at this moment; what gc may have deleted before is
         looked for."""
-        packs = {chunk.place.pack for chunks in (self.resumed, self.placed) for chunk in chunks.values()}
+        packs = {pack for chunks in (self.resumed, self.placed) for chunk in chunks.values()
+                 for pack in chunk.place.packs}
         dropped = {pack for pack in packs if keys.pack(pack) in catalog.dropped}
         condemned = {pack for pack in dropped
                      if catalog.dropped[keys.pack(pack)] != self.dropped.get(keys.pack(pack))}
@@ -278,7 +304,7 @@ class _Push:
             rows = rows.sealed(ObjectId.of(segment))
         text = rows.serialise()
         self._put(keys.history(ObjectId.of(text)), text)
-        for key in (*self.written, *(keys.pack(place.pack) for place in places.values())):
+        for key in (*self.written, *(keys.pack(pack) for place in places.values() for pack in place.packs)):
             dropped.pop(key, None)  # it is named again: gc must not delete it
         removed = {name: digest for name, digest in state.catalog.removed.items() if name != self.model}
         catalog = state.catalog.next(rfc3339(time.time()), models={**state.catalog.models,
@@ -349,8 +375,8 @@ class _Push:
         new = sum(chunk.id in self.placed for chunk in fresh)
         return PushReport(str(self.model), version.name, self.tag, version.manifest.hex(), version.created,
                           version.files, version.decoded_bytes, sum(place.length for place in places.values()), new,
-                          len(places) - new, self.uploaded, round(time.monotonic() - self.started, 3), changed,
-                          new_version)
+                          len(places) - new, sum(place.base is not None for place in places.values()), self.uploaded,
+                          round(time.monotonic() - self.started, 3), changed, new_version)
 
 
 def _numbered(version: Version, number: int, parent: int | None) -> Version:

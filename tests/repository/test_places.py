@@ -17,14 +17,15 @@ from modelfs.ids import ChunkId, Digest, ObjectId
 from modelfs.repository import columns, index, layout, pack
 from modelfs.repository.index import Located
 from modelfs.repository.pack import FOOTER, MAGIC, PackWriter
-from modelfs.repository.places import MAX_PACK_BYTES, SELF, Place
+from modelfs.repository.places import MAX_PACK_BYTES, SELF, Base, Place, joined, table_of
 from modelfs.units import MiB
 
 ID = ObjectId(bytes(range(32)))
 digest = st.binary(min_size=32, max_size=32)
 flat_place = st.builds(Place, st.builds(ObjectId, digest), st.integers(0, MAX_PACK_BYTES - CHUNK),
                        st.integers(1, CHUNK), st.sampled_from(["raw", "zstd", "a-codec-of-tomorrow"]))
-place = flat_place | st.builds(Place, st.builds(ObjectId, digest), st.just(5), st.just(6), st.just("delta"), flat_place)
+base = st.builds(Base, st.builds(ChunkId, digest), flat_place)
+place = flat_place | st.builds(Place, st.builds(ObjectId, digest), st.just(5), st.just(6), st.just("delta"), base)
 chunks = st.lists(st.builds(Located, st.builds(ChunkId, digest), st.integers(1, CHUNK), place), max_size=12,
                   unique_by=lambda chunk: chunk.id)
 
@@ -38,6 +39,15 @@ def test_a_layout_says_what_was_written(places: list[Place], data: st.DataObject
     assert [found.place(row) for row in range(len(rows))] == rows
     assert found.head_packs == heads & {each.pack for each in rows}
     assert found.stored_bytes() == sum(each.length for each in set(rows))
+
+
+@given(st.lists(st.lists(place, max_size=6), min_size=1, max_size=3))
+def test_joined_tables_say_what_each_said(parts: list[list[Place]]) -> None:
+    tables = [table_of(each) for each in parts]
+    found = joined(tables)
+    rows = np.cumsum([0, *map(len, tables)])
+    assert [found.place(int(first) + row) for first, each in zip(rows, parts, strict=False)
+            for row in range(len(each))] == [each for some in parts for each in some]
 
 
 @given(chunks)
@@ -84,8 +94,20 @@ def put(column: str, value: int) -> Callable[[dict[str, Any]], None]:
     return spoil
 
 
+def based_on(row: int) -> Callable[[dict[str, Any]], None]:
+    """The last row, on another."""
+    def spoil(table: dict[str, Any]) -> None:
+        table["place_base"][-1] = row
+        table["place_base_id"] = np.zeros((1, 32), np.uint8)
+    return spoil
+
+
+def unnamed_base(table: dict[str, Any]) -> None:
+    table["place_base"][0] = 1
+
+
 def base_of_a_base(table: dict[str, Any]) -> None:
-    table["place_base"][:] = [1, 0]
+    table.update(place_base=np.array([1, 0], np.uint32), place_base_id=np.zeros((2, 32), np.uint8))
 
 
 FALSE_PLACES: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -95,9 +117,10 @@ FALSE_PLACES: dict[str, Callable[[dict[str, Any]], None]] = {
     "of no bytes": put("place_stored", 0),
     "in a pack that is not there": put("place_pack", 1),
     "of a codec that is not there": put("place_codec", 1),
-    "of a base that is not there": put("place_base", 2),
-    "of itself": put("place_base", 1),
+    "of a base that is not there": based_on(2),
+    "of itself": based_on(1),
     "of a base that has a base": base_of_a_base,
+    "of a base without a chunk id": unnamed_base,
     "without codecs": lambda table: table.update(codecs=np.zeros(0, np.uint8)),
     "with a codec's name cut short": lambda table: table.update(codecs=np.frombuffer(b"raw", np.uint8)),
     "of another type": lambda table: table.update(place_offset=table["place_offset"].astype(np.uint32)),
