@@ -12,21 +12,14 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
-from modelfs.errors import (
-    CorruptChunk,
-    IntegrityError,
-    Malformed,
-    ModelfsError,
-    ObjectMissing,
-    Unavailable,
-    WrongServer,
-)
+from modelfs.errors import IntegrityError, Malformed, ModelfsError, Unavailable
 from modelfs.ids import ChunkId
 from modelfs.metrics import Metrics
 from modelfs.reading.buffers import BufferPool
+from modelfs.reading.detours import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, Detours
 from modelfs.reading.differences import Difference, base_of
 from modelfs.reading.failures import Failures, memory_of
-from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, jobs_of, spread_range
+from modelfs.reading.flights import MAX_RANGE, Flight, Job, Priority, Queue, Waiter, Want, spread_range
 from modelfs.reading.heads import Companion, Heads
 from modelfs.reading.landing import broken, hand_over, keep, log_flight
 from modelfs.reading.localcopies import LocalCopies
@@ -39,9 +32,7 @@ from modelfs.repository.chunk import ChunkRef, check_chunk, open_chunk
 from modelfs.stores.store import RangeStream
 from modelfs.units import Deadline, Patience
 
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _LEAST_TRIES = 5
-_MOST_MOVES = 16
 _SOON_S = 0.05
 """A range that will have come to its end so soon is not broken off for readers: most of it is on its way by then, and
 would be sent twice."""
@@ -63,6 +54,7 @@ class Fetcher:
         self.prefetches = connections > 1  # the only connection is kept for readers
         self._width = Width(max(1, connections - 2))
         self._queue = Queue(self._width.now)
+        self._detours = Detours(self._queue, metrics, self._fail)
         self._flights: dict[ChunkRef, Flight] = {}  # guarded by _queue.changed
         self._heads = Heads()
         self._failures = Failures[ChunkRef]()  # guarded by _queue.changed
@@ -178,7 +170,7 @@ class Fetcher:
                     beside += ((flight, companion) for companion in self._heads.companions(flight))
             with self._queue.changed:
                 more = [found for one in beside if (found := self._companion(*one)) is not None]
-                self._enqueue([*flights, *more], MAX_RANGE if more else spread_range(flights))
+                self._queue.add([*flights, *more], MAX_RANGE if more else spread_range(flights))
             self._bases_beside(flights)
         except Exception as error:
             self._fail_each(flights, broken(error))
@@ -198,12 +190,6 @@ class Fetcher:
             return None
         more = self._flights[ref] = Flight(ref, [found.want], flight.deadline, found.priority, source=found.source)
         return more
-
-    def _enqueue(self, flights: Sequence[Flight], ahead: int = MAX_RANGE) -> None:
-        """Under the queue's lock. ahead: the longest range of what a stream reads next."""
-        for priority in Priority:
-            same = [flight for flight in flights if flight.priority is priority]
-            self._queue.put(jobs_of(same, priority, ahead if priority is Priority.AHEAD else MAX_RANGE))
 
     def _fail_each(self, flights: Iterable[Flight], error: ModelfsError) -> None:
         for flight in flights:
@@ -254,7 +240,7 @@ class Fetcher:
 
     def _run(self, job: Job) -> None:
         """Fetch until every flight has landed, failed, or was queued anew."""
-        backoff, in_vain, enough = _FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
+        backoff, in_vain, enough = FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
         for flight in job.flights:
             if not flight.demand:  # nobody waited, however long it lay in the queue
                 flight.deadline = self._deadline()
@@ -262,41 +248,31 @@ class Fetcher:
             before = len(job.flights)
             try:
                 if job.pack is None:
-                    self._look_up(job)
+                    self._detours.look_up(job)
                 elif not self._stream(job):
                     return
             except Unavailable as error:
-                if self._fail_over(job, error):
+                if self._detours.fail_over(job, error):
                     return
                 if len(job.flights) < before:
-                    backoff, in_vain, enough = _FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
+                    backoff, in_vain, enough = FIRST_BACKOFF_S, 0, Deadline(self.deadline_s)
                 in_vain += 1
-                self._give_up_late(job, error, bool(self._patience) and in_vain >= _LEAST_TRIES and enough.passed)
+                hopeless = self._patience is not None and in_vain >= _LEAST_TRIES and enough.passed
+                self._detours.give_up_late(job, error, hopeless)
                 if job.flights:
                     self._metrics.add("fetch_retries")
                     self._stopping.wait(max(backoff * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
-                    backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
+                    backoff = min(backoff * 2, LONGEST_BACKOFF_S)
             except ModelfsError as error:
                 flights, job.flights = job.flights, []
                 if isinstance(error, Malformed) and len(flights) > 1:
                     # The range reaches beyond the pack's end: that is the last chunk's fault, not its neighbours'.
                     with self._queue.changed:
                         for flight in flights:
-                            self._enqueue([flight])
+                            self._queue.add([flight])
                     return
                 for flight in flights:
-                    self._elsewhere(flight, error)
-
-    def _give_up_late(self, job: Job, error: Unavailable, hopeless: bool) -> None:
-        """Fail the flights whose time is over, or is so before the store can be or wants to be asked again; all of them
-        where it is hopeless: bytes may renew a deadline, and yet no chunk comes to its end; the only store there is may
-        not be what it says."""
-        wait = error.retry_after_s or 0.0
-        for flight in list(job.flights):
-            lost = isinstance(error, WrongServer) and len(flight.sources.replicas.replicas) == 1
-            if hopeless or lost or flight.deadline.remaining() <= max(wait, _FIRST_BACKOFF_S):
-                job.flights.remove(flight)
-                self._fail(flight, error)
+                    self._detours.elsewhere(flight, error)
 
     def _stream(self, job: Job) -> bool:
         """One range; flights leave job.flights as they land. False: the rest was queued anew."""
@@ -318,7 +294,7 @@ class Fetcher:
                 if len(job.flights) > 1 and not soon and self._queue.outranked(job):
                     flights, job.flights = job.flights, []
                     with self._queue.changed:
-                        self._enqueue(flights)
+                        self._queue.add(flights)
                     return False
                 at = self._receive(job, job.flights[0], stream, at)
         return True
@@ -350,7 +326,7 @@ class Fetcher:
                 if difference is None:
                     self._opened(flight, out)
         if wrong is not None:
-            self._again(flight, wrong)
+            self._detours.again(flight, wrong)
         if difference is not None:
             self._await_base(flight, difference)
         return place.offset + place.length
@@ -374,86 +350,13 @@ class Fetcher:
     def _await_base(self, flight: Flight, stored: bytes) -> None:
         base = base_of(flight)
         assert base is not None
-        self.ensure([base], Difference(flight, stored, self._opened, self._again, self._baseless),
+        self.ensure([base], Difference(flight, stored, self._opened, self._detours.again, self._baseless),
                     flight.priority if self.prefetches else Priority.DEMAND)
 
     def _baseless(self, flight: Flight, error: ModelfsError) -> None:
         """Its base is not to be had: elsewhere the chunk may lie otherwise."""
         if isinstance(error, IntegrityError) and self._stopped is None:
-            self._elsewhere(flight, error)
+            self._detours.elsewhere(flight, error)
         else:
             self._fail(flight, error)
 
-    def _again(self, flight: Flight, error: IntegrityError) -> None:
-        """A chunk that came and is wrong: fetched once more, in case the wire or a cache on it was at fault."""
-        if isinstance(error, CorruptChunk):
-            self._metrics.add("hash_failures")
-            log_flight(flight, "chunk.corrupt", error)
-        flight.tries += 1
-        if flight.tries > 1 or not isinstance(error, CorruptChunk) or len(flight.sources.replicas.replicas) > 1:
-            self._elsewhere(flight, error)
-            return
-        self._metrics.add("fetch_retries")
-        with self._queue.changed:
-            self._enqueue([flight])
-
-    def _elsewhere(self, flight: Flight, error: ModelfsError) -> None:
-        """The chunk is not where it should be: a job of its own looks for another place."""
-        if flight.source is not None:
-            flight.wrong.append(flight.source)
-            if isinstance(error, CorruptChunk):
-                flight.source.replica.wrong()
-        flight.source, flight.error = None, error
-        with self._queue.changed:
-            self._enqueue([flight])
-
-    def _fail_over(self, job: Job, error: Unavailable) -> bool:
-        """Another replica that is well takes over what is left of a job. False: there is none, or none is known."""
-        replica, flights = job.replica, job.flights
-        if replica is None or not flights:
-            return False
-        replicas = flights[0].sources.replicas
-        replicas.failed(replica, error)
-        # Those that break off again and again are left to the rule by which a range that gets nowhere ends.
-        if len(replicas.replicas) == 1 or not replicas.in_order()[0].well or flights[0].moves >= _MOST_MOVES:
-            return False
-        job.flights = []
-        for flight in flights:
-            flight.moves += 1
-            flight.source, flight.error = flight.sources.source(flight.row), error
-            if flight.source is not None and flight.source.replica is replica:
-                flight.source = None  # of the one that is well no place is known yet
-        self._metrics.add("failovers")
-        with self._queue.changed:
-            self._enqueue(flights)
-        return True
-
-    def _look_up(self, job: Job) -> None:
-        """Find sources for flights that have none; one that has no other left has failed, by its last error. Raises
-        Unavailable where that could not be found out: what it is about stays in the job."""
-        flights, job.flights = job.flights, []
-        trouble: Unavailable | None = None
-        for flight in flights:
-            error = flight.error or ObjectMissing("a chunk has no place", where=flight.sources.replicas.url,
-                                                  why="neither a layout nor the indexes say where it lies")
-            if not flight.deadline.passed:
-                try:
-                    flight.source = flight.sources.look_up(flight.row, flight.wrong, flight.deadline)
-                except Unavailable as second:
-                    trouble = second
-                    if isinstance(flight.error, ObjectMissing):  # missing elsewhere, and silence here
-                        flight.error = second
-                    job.flights.append(flight)
-                    continue
-                except ModelfsError as second:
-                    error = flight.error or second
-            if flight.source is None:
-                self._fail(flight, error)
-                continue
-            if flight.wrong and flight.source.replica is not flight.wrong[-1].replica:
-                self._metrics.add("failovers")
-            flight.tries = 0
-            with self._queue.changed:
-                self._enqueue([flight])
-        if trouble is not None:
-            raise trouble

@@ -203,6 +203,12 @@ class Queue:
             self._waiting[job.priority].append(job)
         self.changed.notify(len(jobs))
 
+    def add(self, flights: Sequence[Flight], ahead: int = MAX_RANGE) -> None:
+        """Under `changed`, as ranges. ahead: the longest range of what a stream reads next."""
+        for priority in Priority:
+            same = [flight for flight in flights if flight.priority is priority]
+            self.put(jobs_of(same, priority, ahead if priority is Priority.AHEAD else MAX_RANGE))
+
     def take(self) -> Job | None:
         """The next job, or None once closed. Blocks."""
         with self.changed:
