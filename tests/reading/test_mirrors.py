@@ -32,12 +32,13 @@ DATA = noise(9, 6 * MiB)
 
 
 @contextmanager
-def mirrored(*servers: FaultProxy, deadline_s: float = 20, hedge: bool = False) -> Iterator[Reading]:
+def mirrored(*servers: FaultProxy, deadline_s: float = 20, hedge: bool = False,
+             connections: int = 4) -> Iterator[Reading]:
     metrics = Metrics()
     stores = [MeteredStore(HttpStore(server.url, stall_s=0.5), metrics) for server in servers]
     replicas = Replicas(stores, keys.agrees, metrics, hedge=hedge)
     repository = Repository.open(RetryingStore(replicas, metrics), Deadline(deadline_s))
-    fetcher = Fetcher(NoChunkCache(), metrics, connections=4, memory_bytes=64 * MiB, deadline_s=deadline_s)
+    fetcher = Fetcher(NoChunkCache(), metrics, connections=connections, memory_bytes=64 * MiB, deadline_s=deadline_s)
     try:
         yield Reading(repository, Versions(repository, NoChunkCache(), lambda: Deadline(deadline_s)), fetcher,
                       Reader(fetcher, metrics, 0), metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from faultproxy import FaultProxy
 from numpy.typing import NDArray
+from reading.test_mirrors import mirrored
 from transfer.pushed import (
     CHUNK,
     eventually,
@@ -23,7 +25,7 @@ from transfer.pushed import (
 )
 
 from modelfs.cache.cache import Cache
-from modelfs.errors import CorruptChunk, IntegrityError
+from modelfs.errors import CorruptChunk, IntegrityError, Unavailable
 from modelfs.ids import ModelRef
 from modelfs.metrics import Metrics
 from modelfs.repository.layout import Layout
@@ -196,3 +198,35 @@ def test_a_push_whose_base_is_damaged_stores_it_whole(repository: Repository) ->
     tuned = safetensors({"w": TUNED})
     assert push(repository, tuned, differences=True).difference_chunks == 7
     assert read(repository_root(repository)) == tuned
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_base_that_one_mirror_lacks_comes_from_the_next(repository: Repository, tmp_path: Path,
+                                                          connections: int) -> None:
+    tuned = safetensors({"w": TUNED})
+    push(repository, tuned, differences=True)
+    root = repository_root(repository)
+    other = Path(shutil.copytree(root, tmp_path / "other"))
+    gone = layout_of(repository, "lab/model:v1").place(3).pack
+    next(path for path in packs(root) if path.name == gone.hex()).unlink()
+    with FaultProxy(root) as first, FaultProxy(other) as second, \
+            mirrored(first, second, connections=connections) as r:
+        assert r.read(r.file("model.safetensors")) == tuned
+        assert r.count("failovers") >= 1
+
+
+def test_one_connection_and_little_memory_are_enough(repository: Repository) -> None:
+    tuned = safetensors({"w": TUNED})
+    push(repository, tuned, differences=True)
+    with reading(repository_root(repository), connections=1, memory_bytes=CHUNK, readahead_bytes=MiB) as r:
+        assert r.read(r.file("model.safetensors")) == tuned
+
+
+def test_a_stalled_base_ends_the_read_at_the_deadline(repository: Repository) -> None:
+    push(repository, safetensors({"w": TUNED}), differences=True)
+    base = layout_of(repository, "lab/model:v1").place(3).pack
+    with FaultProxy(repository_root(repository)) as server, reading(server.url, deadline_s=1) as r:
+        file = r.file("model.safetensors")
+        server.add("hang", base.hex())
+        with pytest.raises(Unavailable):
+            r.read(file)
