@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from servers import die_with_parent, free_ports
+from tlsservers import Authority
 
 _HEARTBEAT_MS, _ELECTION_MS = 50, 400  # elections take as long as they must, and no test waits for the usual second
 _EVERY = b64encode(b"\0").decode()
@@ -47,8 +49,10 @@ class Member:
 
 
 class Cluster:
-    def __init__(self, members: list[Member]) -> None:
-        self.members = members
+    """tls: a client's context, where members ask for certificates."""
+
+    def __init__(self, members: list[Member], tls: ssl.SSLContext | None = None) -> None:
+        self.members, self._tls = members, tls
 
     @property
     def urls(self) -> list[str]:
@@ -68,7 +72,7 @@ class Cluster:
         end = time.monotonic() + 30
         while True:
             for member in self.members:
-                if member.process and (found := status(member.url)) and found["leader"] == found["id"]:
+                if member.process and (found := status(member.url, self._tls)) and found["leader"] == found["id"]:
                     return member
             assert time.monotonic() < end, "there is no leader"
             time.sleep(0.05)
@@ -79,54 +83,63 @@ class Cluster:
 
     def forget(self) -> None:
         """All keys."""
-        ask(self.urls[0], "kv/deleterange", key=_EVERY, range_end=_EVERY)
+        ask(self.urls[0], "kv/deleterange", self._tls, key=_EVERY, range_end=_EVERY)
 
     def held(self) -> list[str]:
-        found = ask(self.urls[0], "kv/range", key=_EVERY, range_end=_EVERY, keys_only=True).get("kvs", [])
+        found = ask(self.urls[0], "kv/range", self._tls, key=_EVERY, range_end=_EVERY, keys_only=True).get("kvs", [])
         return [b64decode(each["key"]).decode() for each in found]
 
     def _agree(self) -> bool:
-        found = [status(member.url) for member in self.members]
+        found = [status(member.url, self._tls) for member in self.members]
         return all(found) and len({each["leader"] for each in found if each}) == 1 and found[0] is not None \
             and found[0]["leader"] != "0"
 
 
-def ask(url: str, call: str, **body: Any) -> dict[str, Any]:
+def ask(url: str, call: str, tls: ssl.SSLContext | None = None, **body: Any) -> dict[str, Any]:
     request = urllib.request.Request(f"{url}/v3/{call}", json.dumps(body).encode())
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+    with opener.open(request, timeout=10) as answer:
         found = json.load(answer)
     assert isinstance(found, dict)
     return found
 
 
-def status(url: str) -> dict[str, str] | None:
+def status(url: str, tls: ssl.SSLContext | None = None) -> dict[str, str] | None:
     """The member's id and whom it takes for the leader; None where it does not answer, or knows of none."""
     try:
-        found = ask(url, "maintenance/status")
+        found = ask(url, "maintenance/status", tls)
         return {"id": str(found["header"]["member_id"]), "leader": str(found.get("leader", "0"))}
     except (OSError, ValueError, KeyError):
         return None
 
 
 @contextmanager
-def cluster(directory: Path, size: int = 3) -> Iterator[Cluster]:
-    """Fails where there is no etcd: what was not tried does not hold."""
+def cluster(directory: Path, size: int = 3, authority: Authority | None = None) -> Iterator[Cluster]:
+    """authority: clients are to show a certificate of its, and members do.
+
+    Fails where there is no etcd: what was not tried does not hold."""
     program = shutil.which("etcd") or shutil.which("etcd", path="/usr/bin:/usr/sbin:/usr/local/bin")
     assert program, "etcd is not installed: apt-get install etcd-server, or run `make test`, which does"
     directory.mkdir(parents=True, exist_ok=True)
     ports = free_ports(2 * size)
     peers = [f"http://127.0.0.1:{port}" for port in ports[size:]]
     initial = ",".join(f"m{number}={peer}" for number, peer in enumerate(peers))
-    members = []
+    members, tls, secured = [], None, list[str]()
+    if authority is not None:
+        shown, mine = authority.issue("etcd"), authority.issue("tests")
+        tls = ssl.create_default_context(cafile=authority.ca)
+        tls.load_cert_chain(mine.cert, mine.key)
+        secured = ["--cert-file", str(shown.cert), "--key-file", str(shown.key), "--client-cert-auth",
+                   "--trusted-ca-file", str(authority.ca)]
     for number in range(size):
-        url = f"http://127.0.0.1:{ports[number]}"
+        url = f"http{'s' if authority else ''}://127.0.0.1:{ports[number]}"
         members.append(Member(url, directory / f"m{number}.log", [
             program, "--name", f"m{number}", "--data-dir", str(directory / f"m{number}"),
             "--listen-client-urls", url, "--advertise-client-urls", url,
             "--listen-peer-urls", peers[number], "--initial-advertise-peer-urls", peers[number],
             "--initial-cluster", initial, "--initial-cluster-state", "new", "--initial-cluster-token", str(ports[0]),
-            "--heartbeat-interval", str(_HEARTBEAT_MS), "--election-timeout", str(_ELECTION_MS)]))
-    made = Cluster(members)
+            "--heartbeat-interval", str(_HEARTBEAT_MS), "--election-timeout", str(_ELECTION_MS), *secured]))
+    made = Cluster(members, tls)
     try:
         made.heal()
         yield made

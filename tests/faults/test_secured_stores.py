@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import etcdservers
 import pytest
 from connectproxy import ConnectProxy
 from mount.mounting import Mounter, reader, until
@@ -63,6 +64,24 @@ def test_a_certificate_carries_pushes_pulls_and_mounts(mount: Mounter, tmp_path:
     mounted = mount("lab", "--config", config, "--model", "lab/model")
     assert (mounted / "w.bin").read_bytes() == DATA
     assert [store["state"] for store in mounted.status()["stores"]] == ["ok"]
+
+
+def test_etcd_members_prove_themselves_and_ask_who_pushes_for_a_certificate(
+        mount: Mounter, tmp_path: Path, authority: Authority) -> None:
+    client, tree = authority.issue("client"), write(tmp_path / "tree", {"w.bin": DATA[:MiB]})
+    shown = {"ca_file": authority.ca, "client_cert": client.cert, "client_key": client.key}
+    with etcdservers.cluster(tmp_path / "etcd", authority=authority) as etcd:
+        config = remote(tmp_path, f"file://{tmp_path}/repository", **shown)
+        config.write_text(config.read_text() + f"etcd = {json.dumps(etcd.urls)}\n")
+        run(mount, config, "init", "lab")
+        run(mount, config, "push", tree, "lab", "lab/model")
+        assert any(key.endswith("/catalog") for key in etcd.held())
+        for missing, why in (("ca_file", "its certificate does not hold"), ("client_cert", "certificate")):
+            told = {key: at for key, at in shown.items() if not key.startswith(missing.removesuffix("_cert"))}
+            config = remote(tmp_path, f"file://{tmp_path}/repository", **told)
+            config.write_text(config.read_text() + f"etcd = {json.dumps(etcd.urls)}\n[fetch]\ndeadline = '3s'\n")
+            done = mount.run("tag", "lab", "lab/model:v1", "prod", "--config", config)
+            assert done.returncode in (5, 6) and why in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_without_a_certificate_it_is_exit_6_and_files_of_no_use_are_named(
