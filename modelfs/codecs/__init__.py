@@ -4,7 +4,14 @@ Rule: decoding allocates by the length that the caller expects, and every malfor
 """
 
 from modelfs.codecs.codec import Codec, CodecError
-from modelfs.codecs.difference import LEAST_GAIN, difference_named, encode_difference
+from modelfs.codecs.difference import DIFFERENCES, LEAST_GAIN, difference_named, encode_difference
 from modelfs.codecs.registry import codec_named, encode_chunk
 
-__all__ = ["LEAST_GAIN", "Codec", "CodecError", "codec_named", "difference_named", "encode_chunk", "encode_difference"]
+__all__ = ["LEAST_GAIN", "Codec", "CodecError", "check_codec", "codec_named", "difference_named", "encode_chunk",
+           "encode_difference"]
+
+
+def check_codec(name: str) -> None:
+    """Raises Unsupported, naming it, for a codec, with a base or without, that this modelfs does not have."""
+    if name not in DIFFERENCES:
+        codec_named(name)

@@ -111,7 +111,7 @@ def _layout(repository: Repository, tails: _Tails, owner: Owner, deadline_s: flo
         repository.store.swap(key, etag, data, Deadline(deadline_s))
     except SwapLost:
         return None
-    tails.live |= {place.pack for place in places}
+    tails.live.update(pack for place in places for pack in place.packs)
     return key
 
 

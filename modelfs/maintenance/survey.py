@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modelfs.codecs import codec_named
+from modelfs.codecs import check_codec
 from modelfs.errors import CorruptChunk, IntegrityError, Malformed, ModelfsError, NotFound, ObjectMissing, Unsupported
 from modelfs.ids import ChunkId, ModelName, ObjectId
 from modelfs.maintenance.placing import Placing, comparable, placing_of
@@ -26,7 +26,7 @@ from modelfs.repository.chunk import ChunkRef
 from modelfs.repository.history import History, SegmentRef, Version
 from modelfs.repository.index import Index
 from modelfs.repository.manifest import Manifest
-from modelfs.repository.places import Place, PlaceTable
+from modelfs.repository.places import NO_BASE, SELF, Base, Place, PlaceTable
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
 
@@ -36,8 +36,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _ROW = np.dtype([("pack", "V32"), ("offset", ">u8"), ("stored", ">u4"), ("codec", ">u4"), ("length", ">u4"),
-                 ("id", "V32")])
-"""A chunk with one place of it; big-endian, so that rows sorted as bytes are sorted by pack and offset."""
+                 ("id", "V32"), ("base_pack", "V32"), ("base_offset", ">u8")])
+"""A chunk with one place of it; big-endian, so that rows sorted as bytes are sorted by pack and offset. The base of a
+difference is a row of its own, and found by its pack and offset; the pack of no base is zeros."""
+_WHERE = 40
+"""Bytes of pack and offset, with which a row begins, and with which it ends for its base."""
 Rows = NDArray[np.void]
 
 
@@ -81,7 +84,7 @@ class CodecNumbers:
 @dataclass(slots=True)
 class Survey:
     """faults: at most MAX_FAULTS. indexes: those that could be read. bad_layouts, bad_indexes: what `repair` makes
-    anew. rows: of every chunk and place that a version or an index names, each once, sorted."""
+    anew. rows: of every chunk and place that a version or an index names, bases among them, each once, sorted."""
 
     catalog: Catalog | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -98,9 +101,26 @@ class Survey:
 
     def place(self, row: int) -> tuple[ChunkRef, Place]:
         at = self.rows[row]
+        base = None
+        if at["base_pack"].tobytes() != SELF and (base_row := int(self.bases(np.array([row]))[0])) >= 0:
+            ref, place = self.place(base_row)
+            base = Base(ref.id, place)
         return (ChunkRef(ChunkId(at["id"].tobytes()), int(at["length"])),
                 Place(ObjectId(at["pack"].tobytes()), int(at["offset"]), int(at["stored"]),
-                      self.codecs.names()[int(at["codec"])]))
+                      self.codecs.names()[int(at["codec"])], base))
+
+    def differences(self) -> NDArray[np.intp]:
+        """The rows that have a base."""
+        return np.flatnonzero(comparable(_bytes_of(self.rows)[:, -_WHERE:-8]) != b"")
+
+    def bases(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Of rows that have one, the row of the base; -1 where it is none of rows."""
+        places, wanted = self._places(), comparable(_bytes_of(self.rows[rows])[:, -_WHERE:])
+        at = np.minimum(np.searchsorted(places, wanted), max(len(places) - 1, 0))
+        return np.where(places[at] == wanted, at, -1)
+
+    def _places(self) -> NDArray[np.bytes_]:
+        return comparable(_bytes_of(self.rows)[:, :_WHERE])
 
     def packs(self) -> list[tuple[ObjectId, slice]]:
         """Each pack that is named, with its rows."""
@@ -118,8 +138,8 @@ def in_indexes(found: Survey) -> NDArray[np.bool_]:
     known = _as_values(found.rows)
     for index in found.indexes:
         if len(index):
-            rows = rows_of(index.ids, index.lengths, index.places, np.arange(len(index)), found.codecs)
-            out[np.searchsorted(known, _as_values(rows))] = True  # every row of an index is one of found.rows
+            for rows in _rows_of_index(index, found.codecs):
+                out[np.searchsorted(known, _as_values(rows))] = True  # every row of an index is one of found.rows
     return out
 
 
@@ -149,12 +169,14 @@ def survey(repository: Repository, *, deadline_s: float, jobs: int) -> Survey:
     _indexes(found, repository, found.catalog, deadline_s, jobs)
     collector = _Collector(found)
     for index in found.indexes:
-        collector.add(rows_of(index.ids, index.lengths, index.places, np.arange(len(index)), found.codecs))
+        for rows in _rows_of_index(index, found.codecs):
+            collector.add(rows)
     histories = in_parallel(jobs, lambda item: _versions(repository, found, item[0], item[1], deadline_s),
                             [*found.catalog.models.items(), *found.catalog.removed.items()])
-    for rows in in_parallel(jobs, lambda owner: _version(repository, found, owner, deadline_s),
+    for both in in_parallel(jobs, lambda owner: _version(repository, found, owner, deadline_s),
                             chain.from_iterable(histories)):
-        collector.add(rows)
+        for rows in both:
+            collector.add(rows)
     collector.finish()
     found.faults.sort(key=lambda fault: (fault.object or "", fault.model or "", fault.version or "", fault.path or ""))
     _unknown_codecs(found)
@@ -196,11 +218,33 @@ def rows_of(ids: NDArray[np.uint8], lengths: NDArray[np.uint32], places: PlaceTa
     rows["codec"] = codecs.of(places.codecs)[places.codec[at]]
     rows["length"] = lengths
     rows["id"] = np.ascontiguousarray(ids).view("V32").ravel()
+    base = places.base[at]
+    based = base != NO_BASE
+    rows["base_pack"][based] = np.ascontiguousarray(places.packs).view("V32").ravel()[places.pack[base[based]]]
+    rows["base_offset"][based] = places.offset[base[based]]
     return rows
 
 
+def _bases_of(lengths: NDArray[np.uint32], places: PlaceTable, at: NDArray[np.int64], codecs: CodecNumbers) -> Rows:
+    """One _ROW for each base of the chunks, which is as long as they are."""
+    base = places.base[at]
+    based = np.flatnonzero(base != NO_BASE)
+    ids = places.base_ids[np.searchsorted(places.based, at[based])]
+    return rows_of(ids, lengths[based], places, base[based].astype(np.int64), codecs)
+
+
+def _rows_of_index(index: Index, codecs: CodecNumbers) -> tuple[Rows, Rows]:
+    at = np.arange(len(index))
+    return rows_of(index.ids, index.lengths, index.places, at, codecs), _bases_of(index.lengths, index.places, at,
+                                                                                  codecs)
+
+
+def _bytes_of(rows: Rows) -> NDArray[np.uint8]:
+    return rows.view(np.uint8).reshape(-1, _ROW.itemsize)
+
+
 def _as_values(rows: Rows) -> NDArray[np.bytes_]:
-    return comparable(rows.view(np.uint8).reshape(-1, _ROW.itemsize))
+    return comparable(_bytes_of(rows))
 
 
 class _Collector:
@@ -264,14 +308,14 @@ def _segment(repository: Repository, rows: History, part: SegmentRef, deadline_s
     return repository.versions(alone, Deadline(deadline_s))
 
 
-def _version(repository: Repository, found: Survey, owner: Owner, deadline_s: float) -> Rows:
+def _version(repository: Repository, found: Survey, owner: Owner, deadline_s: float) -> list[Rows]:
     model, version = str(owner.model), owner.version
     found.owners.append(owner)
     try:
         manifest = repository.manifest(owner.manifest, Deadline(deadline_s))
     except IntegrityError as error:
         found.add(Fault(kind_of(error), keys.manifest(owner.manifest), model, version, None, str(error)))
-        return np.zeros(0, _ROW)
+        return []
     placing = placing_of(repository, manifest, found.indexes, Deadline(deadline_s))
     if placing.fault is not None:
         found.bad_layouts.append(owner)
@@ -281,7 +325,10 @@ def _version(repository: Repository, found: Survey, owner: Owner, deadline_s: fl
         for file in np.unique(files).tolist():
             found.add(Fault("missing", None, model, version, manifest.file(file).path,
                             f"{int((files == file).sum())} of its chunks are named by no layout and no index"))
-    return _rows_of_version(manifest, placing, found.codecs)[placing.known]
+    known = placing.known
+    bases = _bases_of(manifest.chunk_lengths[known], placing.layout.places,
+                      placing.layout.row_place[known].astype(np.int64), found.codecs)
+    return [_rows_of_version(manifest, placing, found.codecs)[known], bases]
 
 
 def _rows_of_version(manifest: Manifest, placing: Placing, codecs: CodecNumbers) -> Rows:
@@ -292,6 +339,6 @@ def _rows_of_version(manifest: Manifest, placing: Placing, codecs: CodecNumbers)
 def _unknown_codecs(found: Survey) -> None:
     for name in found.codecs.names():
         try:
-            codec_named(name)
+            check_codec(name)
         except Unsupported as error:
             found.add(Fault("malformed", None, None, None, None, str(error)))

@@ -8,7 +8,7 @@ server calls wrong, or says nothing of, is read here, so the faults are the same
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +30,7 @@ from modelfs.maintenance.survey import (
     survey,
 )
 from modelfs.repository import keys, pack
-from modelfs.repository.chunk import open_chunk
+from modelfs.repository.chunk import ChunkRef, open_chunk
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
 
@@ -106,6 +106,7 @@ def verify(repository: Repository, *, read_data: bool = False, sample: float | N
                 found.add(fault)
 
     take(_stat_packs(repository, found, word.sizes if word else None, deadline_s, jobs))
+    bad.update(_baseless(found, bad))
     whole = np.ones(len(found.rows), np.bool_)
     whole[list(bad)] = False
     wanted, audited = whole, word is not None and question is not None
@@ -191,7 +192,7 @@ def _read_packs(repository: Repository, found: Survey, whole: NDArray[np.bool_],
         out.faults += _tail_faults(repository, id, data)
         for row in here:
             offset, length = int(found.rows["offset"][row]), int(found.rows["stored"][row])
-            _check(found, row, data[offset:offset + length], out)
+            _check(repository, found, row, data[offset:offset + length], out, deadline_s)
         progress(int(found.rows["stored"][here].sum(dtype=np.int64)))
         return out
 
@@ -213,19 +214,31 @@ def _read_sample(repository: Repository, found: Survey, rows: NDArray[np.intp], 
         except IntegrityError as error:
             out.bad[row] = _Bad(kind_of(error), str(error))
             return out
-        _check(found, row, stored, out)
+        _check(repository, found, row, stored, out, deadline_s)
         progress(place.length, total)
         return out
 
     return in_parallel(jobs, read, chosen)
 
 
-def _check(found: Survey, row: int, stored: memoryview, out: _Read) -> None:
+def _baseless(found: Survey, bad: Mapping[int, _Bad]) -> dict[int, _Bad]:
+    """Differences to what is bad."""
+    rows = found.differences()
+    return {row: _Bad(bad[base].kind, f"a difference to what is not whole: {bad[base].detail}")
+            for row, base in zip(rows.tolist(), found.bases(rows).tolist(), strict=True)
+            if row not in bad and base in bad}
+
+
+def _check(repository: Repository, found: Survey, row: int, stored: memoryview, out: _Read, deadline_s: float) -> None:
     ref, place = found.place(row)
     out.chunks += 1
     out.size_bytes += len(stored)
     try:
-        open_chunk(ref, place, stored, memoryview(bytearray(ref.length)))
+        base = None
+        if place.base is not None:
+            wanted = ChunkRef(place.base.id, ref.length)
+            base = repository.chunk_at(wanted, place.base.place, Deadline(deadline_s).patient())
+        open_chunk(ref, place, stored, memoryview(bytearray(ref.length)), base)
     except IntegrityError as error:
         out.bad[row] = _Bad(kind_of(error), str(error))
 

@@ -113,7 +113,7 @@ class _Push:
         self.progress.total(sum(file.size for file in files))
         try:
             until_swapped(self.repository, f"push of {self.model}", self._renew, self._begin)
-            return self._commit(files, self._encode(files, self.progress))
+            return self._commit(files, self._encode(files, self.progress, self.bases))
         finally:
             self.journal.close()
 
@@ -145,11 +145,11 @@ class _Push:
         except IntegrityError:  # a layout that is not there: for `verify` to say
             return None
 
-    def _encode(self, files: Iterable[SourceFile], progress: PushProgress) -> Tree:
+    def _encode(self, files: Iterable[SourceFile], progress: PushProgress, bases: Bases | None = None) -> Tree:
         with Uploads(self._put_pack) as uploads:
             encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1, self._known,
                               uploads.put, lambda pack: self._head(pack, uploads), progress.advance,
-                              self.bases)
+                              bases)
             return encoder.run(files)
 
     def _load_indexes(self, catalog: Catalog) -> None:
@@ -236,7 +236,8 @@ class _Push:
 
 
     def _locate(self, files: list[SourceFile], tree: Tree) -> tuple[dict[ChunkId, Place], list[Located]]:
-        """Where each chunk lies, and which of them no index names yet. What lies nowhere any more is encoded again.
+        """Where each chunk lies, and which of them no index names yet. What lies nowhere any more is encoded again, and
+        whole: where gc takes what this push counted on, bases may go as well.
 
         Raises Conflict where its file is not what it was.
         """

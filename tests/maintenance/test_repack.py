@@ -32,12 +32,12 @@ from results import Result
 from transfer.pushed import CHUNK, noise, packs, reading, write
 
 from modelfs.errors import IntegrityError
-from modelfs.ids import ModelRef, ObjectId
+from modelfs.ids import ChunkId, ModelRef, ObjectId
 from modelfs.maintenance.scatter import MEAN_RANGE_BYTES, ranges_of
 from modelfs.maintenance.verify import verify
 from modelfs.repository import keys, layout
 from modelfs.repository.layout import Layout
-from modelfs.repository.places import Place
+from modelfs.repository.places import Base, Place
 from modelfs.repository.repository import Repository
 from modelfs.stores.file_store import FileStore
 from modelfs.stores.opening import open_store
@@ -368,7 +368,7 @@ def test_what_is_a_difference_to_another_chunk_is_left_alone_with_its_base(tmp_p
     id = history(repository, "lab/model").versions[0].manifest
     (based_in,) = pack_ids(repository, "lab/gone:v1")
     place = layout_of(repository, "lab/model:v1").place(0)
-    base = Place(based_in, 0, CHUNK, "raw")
+    base = Base(ChunkId.of(b"gone"), Place(based_in, 0, CHUNK, "raw"))
     told = layout.serialise(id, [place, Place(based_in, CHUNK, CHUNK, "delta", base)], set())
     old = made.store.get(keys.layout(id), soon(), limit=MiB)
     assert old

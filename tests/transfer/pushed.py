@@ -64,8 +64,8 @@ def push_files(repository: Repository, files: Mapping[str, bytes], model: str = 
 
 
 def repository_root(repository: Repository) -> Path:
-    assert isinstance(repository.store, FileStore)
-    return repository.store.root
+    assert repository.store.url.startswith("file://")
+    return Path(repository.store.url.removeprefix("file://"))
 
 
 def packs(root: Path) -> list[Path]:
