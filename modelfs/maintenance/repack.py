@@ -8,24 +8,23 @@ whatever point this is cut off, all can be read, and who repacks next goes on fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modelfs.errors import BadInput, IntegrityError, Malformed, ObjectMissing, SwapLost
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.maintenance.placing import Placing, comparable, placing_of
 from modelfs.maintenance.scatter import Chunks, Planner, Standing
-from modelfs.maintenance.survey import in_parallel
-from modelfs.reading.flights import MAX_GAP
+from modelfs.reading.stored import stored_chunks
 from modelfs.repository import keys, layout
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew, until_swapped
-from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.columns import ids_column
+from modelfs.repository.index import Located
 from modelfs.repository.manifest import Manifest
-from modelfs.repository.pack import HEAD_TARGET_BYTES, TARGET_BYTES, PackWriter
+from modelfs.repository.pack import OpenPacks, SealedPack
+from modelfs.repository.parallel import in_parallel
 from modelfs.repository.places import Place
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.units import MiB, seconds_of
@@ -35,9 +34,6 @@ Progress = Callable[[int, int], None]
 
 _LOADERS = 2
 """Versions that are loaded at once; of 500 000 chunks each takes 30 MB."""
-_READERS = 3
-_READ_BYTES = 4 * MiB
-"""Of one request. in_parallel keeps four times _READERS of them: 48 MiB, beside two open packs."""
 _UNNAMED_PACKS = 64
 """After so many packs (1 GiB) layouts name them, so that who is killed repeats no more."""
 _MAX_LAYOUT_BYTES = 4096 * MiB
@@ -97,10 +93,8 @@ def _planned(repository: Repository, catalog: Catalog, renew: Renew) -> Planner:
 
 def _packs(repository: Repository, renew: Renew) -> Iterator[tuple[ObjectId, int]]:
     for info in repository.store.list(keys.PACKS, renew()):
-        try:
-            yield ObjectId.from_hex(info.key.rpartition("/")[2]), info.size
-        except BadInput:  # not a pack's name, so not a pack
-            continue
+        if id := keys.pack_id(info.key):
+            yield id, info.size
 
 
 def _by_rank(repository: Repository, catalog: Catalog, renew: Renew) -> list[ObjectId]:
@@ -130,22 +124,6 @@ def _stored_in(repository: Repository, id: ObjectId, renew: Renew) -> int:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """A chunk as it is stored, proved. row: in the plan."""
-
-    row: int
-    codec: str
-    stored: memoryview
-
-
-class _Open:
-    """A pack that is being filled. rows: of its chunks in the plan, as they were added."""
-
-    def __init__(self, target_bytes: int) -> None:
-        self.writer, self.rows = PackWriter(target_bytes), list[int]()
-
-
 class _Repack:
     """versions, bytes, left: what was done so far; see Repacked."""
 
@@ -159,7 +137,7 @@ class _Repack:
         self._moved = moved[np.argsort(rows["order"][moved])]
         self._orders = rows["order"][self._moved]
         rows["to_pack"][self._moved] = -1
-        self._open = {False: _Open(TARGET_BYTES), True: _Open(HEAD_TARGET_BYTES)}
+        self._packs = OpenPacks(self._put)
         self._made: list[ObjectId] = []
         self._named: set[ObjectId] = set()  # packs that layouts name because of this
         self._tails: dict[ObjectId, frozenset[tuple[ChunkId, Place]]] = {}
@@ -191,76 +169,28 @@ class _Repack:
     def _copy(self, version: Standing) -> None:
         """What moves of the chunks that are the version's own."""
         first, last = np.searchsorted(self._orders, [version.chunks.start, version.chunks.stop])
-        for copies in in_parallel(_READERS, self._read, self._neighbours(self._moved[first:last])):
-            for copy in copies:
-                self._add(copy)
-            self.progress(sum(len(copy.stored) for copy in copies), self._total)
+        rows = self._moved[first:last].tolist()
+        found = stored_chunks(self.repository.store, map(self._located, rows), self._elsewhere, self.renew)
+        for row, copy in zip(rows, found, strict=True):
+            self._packs.add(copy.chunk, copy.data, head=bool(self._chunks.rows["head"][row]))
+            self.bytes += len(copy.data)
+            self.progress(len(copy.data), self._total)
 
-    def _neighbours(self, rows: NDArray[np.intp]) -> Iterator[list[int]]:
-        """Runs of rows that one request brings."""
-        found = self._chunks.rows
-        group: list[int] = []
-        start = end = 0
-        for row in rows.tolist():
-            offset, stored = int(found["offset"][row]), int(found["stored"][row])
-            near = group and found["pack"][row] == found["pack"][group[-1]] and 0 <= offset - end <= MAX_GAP
-            if not near or offset + stored - start > _READ_BYTES:
-                if group:
-                    yield group
-                group, start = [], offset
-            group.append(row)
-            end = offset + stored
-        if group:
-            yield group
+    def _located(self, row: int) -> Located:
+        return Located(self._id(row), int(self._chunks.rows["length"][row]), self._chunks.place(row))
 
-    def _read(self, rows: list[int]) -> list[_Copy]:
-        """What is at one place may be false; then each is looked for by itself, by the indexes last."""
-        try:
-            return self._proved(rows, [self._chunks.place(row) for row in rows])
-        except IntegrityError as error:
-            return [self._from_anywhere(row, error) for row in rows]
-
-    def _from_anywhere(self, row: int, error: IntegrityError) -> _Copy:
-        found = (table.find(self._id(row)) for table in self.plan.indexes)
-        for place in dict.fromkeys([self._chunks.place(row), *(each.place for each in found if each)]):
-            with suppress(IntegrityError):
-                return self._proved([row], [place])[0]
-        raise error
-
-    def _proved(self, rows: list[int], places: list[Place]) -> list[_Copy]:
-        """places: neighbours in one pack."""
-        start, end = places[0].offset, places[-1].offset + places[-1].length
-        data = memoryview(bytearray(end - start))
-        with self.repository.store.open_range(keys.pack(places[0].pack), start, end - start,
-                                              self.renew().patient()) as stream:
-            stream.readinto(data)
-        copies = [_Copy(row, place.codec, data[place.offset - start:place.offset - start + place.length])
-                  for row, place in zip(rows, places, strict=True)]
-        for copy, place in zip(copies, places, strict=True):
-            ref = ChunkRef(self._id(copy.row), int(self._chunks.rows["length"][copy.row]))
-            open_chunk(ref, place, copy.stored, memoryview(bytearray(ref.length)))
-        return copies
+    def _elsewhere(self, id: ChunkId) -> Iterator[Place]:
+        return (found.place for table in self.plan.indexes if (found := table.find(id)))
 
     def _id(self, row: int) -> ChunkId:
         return ChunkId(self._chunks.ids[row:row + 1].tobytes())
 
-    def _add(self, copy: _Copy) -> None:
-        found = self._chunks.rows[copy.row]
-        head = bool(found["head"])
-        into = self._open[head]
-        into.writer.add(self._id(copy.row), int(found["length"]), copy.codec, bytes(copy.stored))
-        into.rows.append(copy.row)
-        self.bytes += len(copy.stored)
-        if into.writer.full:
-            self._seal(head)
-
-    def _seal(self, head: bool) -> None:
-        full, self._open[head] = self._open[head], _Open(HEAD_TARGET_BYTES if head else TARGET_BYTES)
-        sealed = full.writer.seal()
+    def _put(self, sealed: SealedPack, head: bool) -> None:
         self.repository.store.put(keys.pack(sealed.id), sealed.data, self.renew().patient())
         rows = self._chunks.rows
-        rows["to_pack"][full.rows] = len(self._made)
-        for row, chunk in zip(full.rows, sealed.chunks, strict=True):
+        at, _ = self._chunks.find(comparable(ids_column([chunk.id for chunk in sealed.chunks])))
+        rows["to_pack"][at] = len(self._made)
+        for row, chunk in zip(at.tolist(), sealed.chunks, strict=True):
             rows["to_offset"][row], rows["stored"][row] = chunk.place.offset, chunk.place.length
             rows["codec"][row] = self.plan.codec(chunk.place.codec)
         self._made.append(sealed.id)
@@ -270,9 +200,7 @@ class _Repack:
     # layouts
 
     def _name(self, versions: list[Standing]) -> None:
-        for head, into in self._open.items():
-            if into.rows:
-                self._seal(head)
+        self._packs.seal()
         for version in versions:
             self._lay(version.manifest)
 

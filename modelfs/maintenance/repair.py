@@ -12,12 +12,13 @@ from dataclasses import replace
 from modelfs.errors import BadInput, Forbidden, IntegrityError, ObjectMissing, SwapLost
 from modelfs.ids import ChunkId, ObjectId
 from modelfs.maintenance.placing import from_indexes
-from modelfs.maintenance.survey import Owner, Survey, in_parallel, survey
+from modelfs.maintenance.survey import Owner, Survey, survey
 from modelfs.repository import index, keys, layout
 from modelfs.repository.changing import swap_catalog, until_swapped
 from modelfs.repository.chunking import SMALL_FILE
 from modelfs.repository.index import Index, Located
 from modelfs.repository.pack import HEAD_TARGET_BYTES
+from modelfs.repository.parallel import in_parallel
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.units import Deadline, MiB, rfc3339
 

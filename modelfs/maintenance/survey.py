@@ -6,12 +6,11 @@ ends it. What the walk keeps is one row of bytes a chunk and place, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +25,13 @@ from modelfs.repository.chunk import ChunkRef
 from modelfs.repository.history import History, SegmentRef, Version
 from modelfs.repository.index import Index
 from modelfs.repository.manifest import Manifest
+from modelfs.repository.parallel import in_parallel
 from modelfs.repository.places import NO_BASE, SELF, Base, Place, PlaceTable
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
 
 Kind = Literal["missing", "corrupt", "malformed", "diverged", "signature"]
 MAX_FAULTS = 1000
-T = TypeVar("T")
-R = TypeVar("R")
 
 _ROW = np.dtype([("pack", "V32"), ("offset", ">u8"), ("stored", ">u4"), ("codec", ">u4"), ("length", ">u4"),
                  ("id", "V32"), ("base_pack", "V32"), ("base_offset", ">u8")])
@@ -148,14 +146,6 @@ def kind_of(error: ModelfsError) -> Kind:
         return "missing"
     return "malformed" if isinstance(error, Malformed | Unsupported) and not isinstance(error, CorruptChunk) \
         else "corrupt"
-
-
-def in_parallel(jobs: int, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in order; at most 4 × jobs of them wait to be taken."""
-    rest = iter(items)
-    with ThreadPoolExecutor(jobs) as pool:
-        while batch := list(islice(rest, 4 * jobs)):
-            yield from pool.map(function, batch)
 
 
 def survey(repository: Repository, *, deadline_s: float, jobs: int) -> Survey:

@@ -25,12 +25,12 @@ from modelfs.maintenance.survey import (
     Survey,
     affected,
     in_indexes,
-    in_parallel,
     kind_of,
     survey,
 )
 from modelfs.repository import keys, pack
 from modelfs.repository.chunk import ChunkRef, open_chunk
+from modelfs.repository.parallel import in_parallel
 from modelfs.repository.repository import Repository
 from modelfs.units import Deadline
 

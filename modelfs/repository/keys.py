@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelfs.errors import BadInput
 from modelfs.ids import ObjectId
 from modelfs.stores.store import Fetched
 
@@ -32,6 +33,14 @@ def index(digest: ObjectId) -> str:
 
 def pack(digest: ObjectId) -> str:
     return _sharded("packs", digest.hex())
+
+
+def pack_id(key: str) -> ObjectId | None:
+    """Of the pack that has this key; None where no pack has."""
+    try:
+        return ObjectId.from_hex(key.rpartition("/")[2])
+    except BadInput:
+        return None
 
 
 def agrees(key: str, found: Fetched) -> bool:

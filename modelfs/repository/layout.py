@@ -5,6 +5,7 @@ Rule: a layout may be missing, stale or false; the worst that follows is that a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from modelfs.errors import Malformed
 from modelfs.ids import ObjectId
 from modelfs.repository import columns
+from modelfs.repository.pack import HEAD_TARGET_BYTES
 from modelfs.repository.places import Place, PlaceTable, PlaceTableBuilder
+
+MAX_HEAD_BYTES = 2 * HEAD_TARGET_BYTES
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ def serialise(manifest_id: ObjectId, row_places: list[Place], heads: set[ObjectI
     return columns.serialise({"row_place": np.array(rows, "<u4"), "heads": np.array(head_numbers, "<u4"),
                               **builder.build().columns()},
                              {"modelfs": "layout", "manifest": manifest_id.hex()})
+
+
+def head_packs(places: Iterable[Place], made: Set[ObjectId], holders: Set[ObjectId]) -> set[ObjectId]:
+    """Which packs a version with these places has as head packs: those that were made as such, and holders of its heads
+    where all it has there is small."""
+    ends: dict[ObjectId, int] = {}
+    for place in places:
+        ends[place.pack] = max(ends.get(place.pack, 0), place.offset + place.length)
+    return {pack for pack, end in ends.items() if pack in made or (pack in holders and end <= MAX_HEAD_BYTES)}
 
 
 def parse(manifest_id: ObjectId, data: bytes | memoryview, rows: int | None, chunk_size: int) -> Layout:

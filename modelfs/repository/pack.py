@@ -7,6 +7,7 @@ Layout: chunks | tail (a column container: see index.py) | footer of 64 bytes (d
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 
 from modelfs.errors import Malformed
@@ -43,7 +44,8 @@ class PackWriter:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, id: ChunkId, length: int, codec: str, stored: bytes, base: Base | None = None) -> None:
+    def add(self, id: ChunkId, length: int, codec: str, stored: bytes | memoryview,
+            base: Base | None = None) -> None:
         """length: of the decoded chunk. base: what stored is a difference to."""
         self._rows.append(Located(id, length, Place(SELF, len(self._data), len(stored), codec, base)))
         self._data += stored
@@ -62,6 +64,36 @@ class SealedPack:
     def __init__(self, id: ObjectId, data: bytearray, rows: list[Located]) -> None:
         self.id, self.data = id, data
         self.chunks = [_within(row, id) for row in rows]
+
+
+class OpenPacks:
+    """Two packs that are being filled: one of head chunks, one of all others."""
+
+    def __init__(self, put: Callable[[SealedPack, bool], None]) -> None:
+        """put: is given each that is full, and whether it is a head pack."""
+        self._put = put
+        self._writers = {head: _writer(head) for head in (False, True)}
+
+    def add(self, chunk: Located, stored: memoryview, *, head: bool) -> None:
+        """stored: as the chunk lies at its place."""
+        writer = self._writers[head]
+        writer.add(chunk.id, chunk.length, chunk.place.codec, stored)
+        if writer.full:
+            self._seal(head)
+
+    def seal(self) -> None:
+        """Both, full or not."""
+        for head in self._writers:
+            if len(self._writers[head]):
+                self._seal(head)
+
+    def _seal(self, head: bool) -> None:
+        full, self._writers[head] = self._writers[head], _writer(head)
+        self._put(full.seal(), head)
+
+
+def _writer(head: bool) -> PackWriter:
+    return PackWriter(HEAD_TARGET_BYTES if head else TARGET_BYTES)
 
 
 def _within(row: Located, pack: ObjectId) -> Located:

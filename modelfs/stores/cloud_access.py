@@ -25,6 +25,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,220}")
 _PREFIX_PART = re.compile(r"[^\x00-\x20\x7f%?#*,\\\"'<>|\[\]{}^`~]{1,200}")
 _LONGEST_PREFIX = 500
 _FIRMWARE = Path("/sys/class/dmi/id")
+_AZURE = "core.windows.net"
 _REREAD = timedelta(minutes=15)
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 _ELSEWHERE = ("role_arn", "credential_process", "sso_session", "sso_start_url", "web_identity_token_file")
@@ -195,46 +196,82 @@ class _ByBoto3:
 
 
 def _google(options: CloudOptions, environ: Mapping[str, str], here: bool) -> Access:
-    config: dict[str, Any] = {"base_url": options.endpoint} if options.endpoint else {}
+    """STORAGE_EMULATOR_HOST is where Google's own clients look, which ask that without credentials."""
+    emulator = environ.get("STORAGE_EMULATOR_HOST") or ""
+    named_endpoint = options.endpoint or environ.get("GOOGLE_BASE_URL")
+    endpoint = (named_endpoint or (emulator if "://" in emulator or not emulator else f"http://{emulator}")).rstrip("/")
+    config: dict[str, Any] = {"base_url": endpoint} if endpoint else {}
+
+    def without(credentials: str) -> Access:
+        return Access(config | {"skip_signature": True}, credentials, endpoint or None, _no_token)
+
     if options.anonymous or _true(environ.get("GOOGLE_SKIP_SIGNATURE")):
-        return Access(config | {"skip_signature": True}, "It was asked without credentials, as configured.",
-                      options.endpoint)
+        return without("It was asked without credentials, as configured.")
+    if emulator and not named_endpoint:
+        return without("It was asked without credentials, as STORAGE_EMULATOR_HOST is.")
     usual = Path(environ.get("HOME") or "~").expanduser() / ".config/gcloud/application_default_credentials.json"
     named = next((name for name in (
         "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH",
         "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN") if environ.get(name)), None)
     if named or usual.is_file():
-        return Access(config, f"It was asked with the credentials in {named or usual}.", options.endpoint)
+        return Access(config, f"It was asked with the credentials in {named or usual}.", endpoint or None)
     if here:
         return Access(config, "It was asked with the credentials of this instance; `anonymous = true` of a remote asks "
-                              "without.", options.endpoint)
-    return Access(config | {"skip_signature": True}, "It was asked without credentials: set "
-                  "GOOGLE_APPLICATION_CREDENTIALS.", options.endpoint)
+                              "without.", endpoint or None)
+    return without("It was asked without credentials: set GOOGLE_APPLICATION_CREDENTIALS.")
+
+
+def _no_token() -> dict[str, Any]:
+    """obstore has no writes without a token: without one at hand it would ask a metadata server for it, which a
+    machine elsewhere waits for in vain. Google answers to this one that it is none."""
+    return {"token": "none", "expires_at": None}
 
 
 def _azure(options: CloudOptions, environ: Mapping[str, str], here: bool) -> Access:
-    config: dict[str, Any] = {"endpoint": options.endpoint} if options.endpoint else {}
     account = environ.get("AZURE_STORAGE_ACCOUNT_NAME") or environ.get("AZURE_STORAGE_ACCOUNT")
+    told = {} if account else _connection(environ.get("AZURE_STORAGE_CONNECTION_STRING") or "")
+    account = account or told.get("accountname")
+    endpoint = (options.endpoint or environ.get("AZURE_STORAGE_ENDPOINT") or environ.get("AZURE_ENDPOINT")
+                or _blob_endpoint(told))
+    endpoint = endpoint.rstrip("/") if endpoint else None
+    config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     emulated = _true(environ.get("AZURE_STORAGE_USE_EMULATOR"))
     if not account and not emulated:
-        raise BadInput("no storage account", where="az://", advice="Set AZURE_STORAGE_ACCOUNT_NAME.")
+        raise BadInput("no storage account", where="az://", advice="Set AZURE_STORAGE_ACCOUNT_NAME or "
+                       "AZURE_STORAGE_CONNECTION_STRING.")
     if account:
         config["account_name"] = account
     if options.anonymous or _true(environ.get("AZURE_SKIP_SIGNATURE")):
-        return Access(config | {"skip_signature": True}, "It was asked without credentials, as configured.",
-                      options.endpoint)
+        return Access(config | {"skip_signature": True}, "It was asked without credentials, as configured.", endpoint)
+    if "accountkey" in told or "sharedaccesssignature" in told:
+        return Access(config | ({"account_key": told["accountkey"]} if "accountkey" in told else
+                                {"sas_key": told["sharedaccesssignature"]}),
+                      "It was asked with what AZURE_STORAGE_CONNECTION_STRING has.", endpoint)
     if not environ.get("AZURE_STORAGE_ACCOUNT_KEY") and environ.get("AZURE_STORAGE_KEY"):  # as Azure's CLI calls it
         return Access(config | {"account_key": environ["AZURE_STORAGE_KEY"]},
-                      "It was asked with the key in AZURE_STORAGE_KEY.", options.endpoint)
+                      "It was asked with the key in AZURE_STORAGE_KEY.", endpoint)
     named = next((name for name in (
         "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY",
         "AZURE_STORAGE_TOKEN", "AZURE_STORAGE_CLIENT_SECRET", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE",
         "AZURE_STORAGE_USE_AZURE_CLI", "AZURE_USE_AZURE_CLI", "IDENTITY_ENDPOINT") if environ.get(name)), None)
     if named or emulated or here:
         return Access(config, f"It was asked with the credentials in {named}." if named else
-                      "It was asked with the credentials of this machine.", options.endpoint)
+                      "It was asked with the credentials of this machine.", endpoint)
     return Access(config | {"skip_signature": True}, "It was asked without credentials: set "
-                  "AZURE_STORAGE_ACCOUNT_KEY.", options.endpoint)
+                  "AZURE_STORAGE_ACCOUNT_KEY.", endpoint)
+
+
+def _connection(text: str) -> dict[str, str]:
+    """What a connection string of Azure's portal says, keys in small letters. A key's value may hold further `=`."""
+    parts = (part.partition("=") for part in text.split(";"))
+    return {name.strip().lower(): value.strip() for name, _, value in parts if value}
+
+
+def _blob_endpoint(told: Mapping[str, str]) -> str | None:
+    suffix = told.get("endpointsuffix", _AZURE)
+    if "blobendpoint" in told or suffix == _AZURE or "accountname" not in told:
+        return told.get("blobendpoint")
+    return f"{told.get('defaultendpointsprotocol', 'https')}://{told['accountname']}.blob.{suffix}"
 
 
 def _cloud_of(firmware: Path) -> Scheme | None:

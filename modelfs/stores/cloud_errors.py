@@ -22,7 +22,7 @@ from modelfs.errors import (
 )
 from modelfs.stores.cloud_access import NO_CREDENTIALS
 
-_STATUS = re.compile(r"status code: ([0-9]{3})|\bstatus: ([0-9]{3})\b")
+_STATUS = re.compile(r"status code: ([0-9]{3})|\bstatus: ([0-9]{3})\b|\(code: ([0-9]{3})\)")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,80})</Code>")
 _MESSAGE = re.compile(r'<Message>([^<]{1,300})|"message": ?"([^"]{1,300})"')
 _CAUSES = re.compile(r'(?:message|error): "([^"]{1,200})"|kind: (?:TimedOut|Timeout)\b|operation timed out')
@@ -35,7 +35,13 @@ _RETRY_CODES = frozenset({"SlowDown", "Throttling", "RequestTimeout", "TooManyRe
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that a store answered with, or None where it did not answer."""
     found = _STATUS.search(str(error))
-    return int(found[1] or found[2]) if found else None
+    return int(found[1] or found[2] or found[3]) if found else None
+
+
+def is_under_way(error: BaseException) -> bool:
+    """Of a put that is refused because of what is there: whether that is another such put, which may yet fail. S3
+    answers 409 to it, and 412 where there is an object; Azure 409 to both."""
+    return status_of(error) == 409 and _found(_CODE, str(error)) != "BlobAlreadyExists"
 
 
 def failure(error: Exception, where: str, credentials: str) -> ModelfsError:

@@ -22,7 +22,7 @@ from modelfs.errors import BadInput, Forbidden, Malformed, ModelfsError, ObjectM
 from modelfs.logs import log_event, logger_for
 from modelfs.stores.cloud_access import CloudOptions, access_to, parse_place
 from modelfs.stores.cloud_calls import Allowance, Calls, shielded
-from modelfs.stores.cloud_errors import failure, status_of
+from modelfs.stores.cloud_errors import failure, is_under_way
 from modelfs.stores.cloud_range import CloudRange, check_encoding
 from modelfs.stores.names import check_key, check_prefix, check_range, is_key
 from modelfs.stores.store import LARGE_BYTES, Buffer, Fetched, ObjectInfo, as_content, room_for
@@ -37,7 +37,8 @@ _PARTS_AT_ONCE = 4
 _WHOLE = 2 * _PART
 """Up to here an object is one request; a larger one is parts, several at once, so that one connection's speed is not
 the bound."""
-_NOBODYS_ETAG = '"00000000000000000000000000000000"'
+_NOBODYS_ETAG = '1 "00000000000000000000000000000000"'
+"""As _name makes one: with a generation, without which obstore does not ask Google's."""
 _EXPECTED = (AlreadyExistsError, NotModifiedError, PreconditionError)
 
 
@@ -133,7 +134,7 @@ class CloudStore:
         try:
             self._put_whole(path, view, deadline, where, "create")
         except (AlreadyExistsError, PreconditionError) as error:
-            if status_of(error) == 409:  # another such put is under way, and may yet fail
+            if is_under_way(error):
                 raise Unavailable("an object is being written by another", where=where, why="HTTP 409") from error
             return False
         return True
@@ -259,7 +260,7 @@ class CloudStore:
                 return False
             if not self._refuses(path, deadline, where, "create"):
                 return False
-            if not self._refuses(path, deadline, where, {"e_tag": _NOBODYS_ETAG}):
+            if not self._refuses(path, deadline, where, self._version_of(_NOBODYS_ETAG)):
                 return False
             try:
                 self._put_whole(path, b"2", deadline, where, self._version_of(self._name(first) or ""))
@@ -296,8 +297,8 @@ class CloudStore:
 
     def _version_of(self, etag: str) -> Any:
         """As obstore wants it, of what _name made."""
-        generation, _, rest = etag.rpartition(" ") if self._place.scheme == "gs" else ("", "", etag)
-        return {"e_tag": rest, "version": generation} if generation else {"e_tag": rest}
+        generation, _, rest = etag.rpartition(" ")
+        return {"e_tag": rest, "version": generation} if self._place.scheme == "gs" and generation else {"e_tag": rest}
 
     def _writes(self) -> Any:
         """A client of its own: the time limit of reads would count a long upload as silence. It is made when it is

@@ -19,9 +19,9 @@ from modelfs.repository.changing import Renew
 from modelfs.repository.index import Index, Located
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
-from modelfs.repository.pack import MAX_OBJECT_BYTES
+from modelfs.repository.pack import MAX_OBJECT_BYTES, SealedPack
 from modelfs.repository.repository import Repository
-from modelfs.stores.store import ObjectStore
+from modelfs.stores.store import Buffer, ObjectStore
 
 MAX_SMALL_BYTES = 4096 << 20
 _JOBS = 4
@@ -37,7 +37,7 @@ class CopyProgress:
 
 @dataclass(slots=True)
 class Copied:
-    """packs, bytes: that were sent. known: bytes of packs that were there already."""
+    """packs, bytes: that were sent. known: bytes of packs, or of chunks for new packs, that were there already."""
 
     packs: int = 0
     bytes: int = 0
@@ -52,6 +52,7 @@ class Copier:
         self.source, self.target, self.renew, self.progress = source, target, renew, progress
         self.done = Copied()
         self.written: set[str] = set()  # guarded by _lock, as done
+        self._seen: set[ObjectId] = set()  # packs that are there; guarded by _lock
         self._lock = threading.Lock()
 
     def has(self, key: str) -> bool:
@@ -77,14 +78,25 @@ class Copier:
         self.put(key, data, only_if_absent=only_if_absent)
         return data
 
-    def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> None:
+    def put(self, key: str, data: Buffer, *, only_if_absent: bool = False) -> None:
         self.target.put(key, data, self.renew(), only_if_absent=only_if_absent)
         with self._lock:
             self.written.add(key)
 
+    def look_again(self) -> None:
+        """What was there may have gone since."""
+        self._seen.clear()
+
+    def new_pack(self, pack: SealedPack) -> None:
+        """One that the source does not have. From any thread."""
+        self.put(keys.pack(pack.id), pack.data)
+        with self._lock:
+            self.done.packs += 1
+            self.done.bytes += len(pack.data)
+
     def packs(self, ids: Iterable[ObjectId]) -> None:
         """Those that this has not seen to yet, several at a time. The first that fails ends all that have not begun."""
-        wanted = [id for id in ids if keys.pack(id) not in self.written]
+        wanted = [id for id in ids if id not in self._seen]
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="copy") as pool:
             sizes = dict(zip(wanted, pool.map(self._size, wanted), strict=True))
             self.progress.total(sum(sizes.values()))
@@ -111,6 +123,7 @@ class Copier:
             self.target.put(key, self._checked(key, id, size), self.renew())
         with self._lock:
             self.written.add(key)
+            self._seen.add(id)
             self.done.packs += not there
             if there:
                 self.done.known += size
@@ -128,6 +141,20 @@ class Copier:
                 return data
         raise IntegrityError(f"pack {id.hex()[:16]}", where=self.source.store.url, why="its hash differs",
                              advice="Run `modelfs verify --repair` there.")
+
+    def layout(self, id: ObjectId, data: bytes) -> None:
+        """In the place of one that whoever was cut off left, or gc: it may name packs that went. Raises SwapLost."""
+        key = keys.layout(id)
+        try:
+            old = self.target.get(key, self.renew(), limit=MAX_SMALL_BYTES, fresh=True)
+        except ObjectMissing:
+            old = None
+        self.target.swap(key, old.etag if old else None, data, self.renew())
+        with self._lock:
+            self.written.add(key)
+
+    def versions(self, ids: Iterable[ObjectId]) -> list[tuple[Manifest, Layout]]:
+        return [self.version(id) for id in ids]
 
     def version(self, id: ObjectId) -> tuple[Manifest, Layout]:
         """Packs, layout, manifest of one version, all it needs but to be named."""

@@ -21,7 +21,7 @@ from modelfs.repository.changing import collected, swap_catalog, until_swapped
 from modelfs.repository.history import History, Version
 from modelfs.repository.index import Index, Located
 from modelfs.repository.manifest import content_digest
-from modelfs.repository.pack import HEAD_TARGET_BYTES, SealedPack
+from modelfs.repository.pack import SealedPack
 from modelfs.repository.places import Place
 from modelfs.repository.repository import CatalogState, Repository
 from modelfs.stores.store import Buffer
@@ -33,7 +33,6 @@ from modelfs.transfer.uploads import Uploads
 from modelfs.units import Deadline, rfc3339
 
 _LIKE_INDEXES = 8
-MAX_HEAD_BYTES = 2 * HEAD_TARGET_BYTES
 MAX_LAYOUT_BYTES = 4096 << 20
 
 
@@ -329,12 +328,8 @@ class _Push:
             self.uploaded += len(placement)
 
     def _head_packs(self, tree: Tree, places: Mapping[ChunkId, Place]) -> set[ObjectId]:
-        """This push's head packs, and older ones that hold heads of this version (all it has there is small)."""
-        ends: dict[ObjectId, int] = {}
-        for place in places.values():
-            ends[place.pack] = max(ends.get(place.pack, 0), place.offset + place.length)
-        older = {places[id].pack for id in tree.heads}
-        return {pack for pack in ends if pack in self.heads or (pack in older and ends[pack] <= MAX_HEAD_BYTES)}
+        """This push's, and older ones."""
+        return layout.head_packs(places.values(), self.heads, {places[id].pack for id in tree.heads})
 
     def _write_index(self, fresh: list[Located], dropped: dict[str, str]) -> tuple[tuple[ObjectId, ...],
                                                                                    dict[str, str]]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from modelfs.errors import Conflict, ObjectMissing
+from modelfs.errors import BadInput, Conflict, IntegrityError, ObjectMissing
 from modelfs.ids import ModelName, ObjectId
 from modelfs.repository import catalog as catalogs
 from modelfs.repository import keys
 from modelfs.repository.catalog import Catalog
 from modelfs.repository.changing import Renew, swap_catalog, until_swapped
+from modelfs.repository.history import History
 from modelfs.repository.info import parse_info
 from modelfs.repository.layout import Layout
 from modelfs.repository.manifest import Manifest
@@ -24,6 +26,7 @@ from modelfs.repository.repository import CatalogState, NoCache, Repository
 from modelfs.stores.store import ObjectStore
 from modelfs.transfer.copying import Copier, CopyProgress, index_of, packs_of
 from modelfs.transfer.reconcile import Reconciled, reconcile
+from modelfs.transfer.repacking import Repacker
 from modelfs.units import MiB, rfc3339
 
 _MAX_INFO_BYTES = MiB
@@ -49,11 +52,14 @@ class ReplicateReport:
 
 
 def replicate(source: Repository, target: ObjectStore, renew: Renew, *, models: Sequence[ModelName] = (),
-              progress: CopyProgress | None = None, tell: Callable[[str], None] = lambda line: None) -> ReplicateReport:
-    """models: only these, from now on, beside those that the replica has; without any, all.
+              repack: bool = False, progress: CopyProgress | None = None,
+              tell: Callable[[str], None] = lambda line: None) -> ReplicateReport:
+    """models: only these, from now on, beside those that the replica has; without any, all that the source has. repack:
+    this pass brings chunks in new packs, without what these models do not need.
 
-    Raises Conflict where the target is another repository, or one that holds less than all and takes changes itself;
-    NotFound; IntegrityError where the source is not what it should be; NoSpace, Forbidden, Unavailable.
+    Raises Conflict where the target is another repository, or one that takes changes itself and the source is a
+    replica, or is to hold what the source does not; BadInput where one that holds all is to be repacked; NotFound;
+    IntegrityError where the source is not what it should be; NoSpace, Forbidden, Unavailable.
     """
     began = time.monotonic()
     copier = Copier(source, target, renew, progress or CopyProgress())
@@ -65,10 +71,15 @@ def replicate(source: Repository, target: ObjectStore, renew: Renew, *, models: 
             raise Conflict("the destination takes changes itself", where=target.url,
                            why=f"and {source.store.url} is only a replica of {state.catalog.replica_of}",
                            advice="Replicate the other way, or `modelfs promote` the source first.")
+        holds = _to_hold(source, state.catalog, there, models, target.url, renew)
+        if repack and holds is None:
+            raise BadInput("a replica that holds all is not repacked", where=target.url,
+                           why="it has its source's indexes, and so its packs",
+                           advice="Run `modelfs gc --repack` at the source; or name models and an empty place.")
         if there is not None and there.catalog.replica_of is None and (there.catalog.models or there.catalog.removed):
             merged.extend(reconcile(source, Repository(target, source.info, NoCache()), renew, tell))
             state = source.catalog(renew())
-        new, changed = _Run(copier, state.catalog, there, models).run()
+        new, changed = _Run(copier, state.catalog, there, holds, repack=repack).run()
         done = copier.done
         behind = state.catalog.serial - (there.catalog.serial if there else 0)
         return ReplicateReport(source.store.url, target.url, new.serial, max(behind, 0), changed, len(new.models),
@@ -80,11 +91,10 @@ def replicate(source: Repository, target: ObjectStore, renew: Renew, *, models: 
 
 
 def _standing(source: Repository, target: ObjectStore, renew: Renew) -> CatalogState | None:
-    """The target's catalog; None where it has none yet: then it is a repository from now on. Raises Conflict."""
+    """The target's catalog; None where it has none yet. Raises Conflict."""
     try:
         fetched = target.get(keys.INFO, renew(), limit=_MAX_INFO_BYTES, fresh=True)
     except ObjectMissing:
-        target.put(keys.INFO, source.info.serialise(), renew(), only_if_absent=True)
         return None
     assert fetched is not None
     if parse_info(bytes(fetched.data), target.url).id != source.info.id:
@@ -98,30 +108,42 @@ def _standing(source: Repository, target: ObjectStore, renew: Renew) -> CatalogS
     return CatalogState(catalogs.parse(bytes(found.data)), found.etag)
 
 
+def _to_hold(source: Repository, wanted: Catalog, there: CatalogState | None, models: Sequence[ModelName], url: str,
+             renew: Renew) -> frozenset[ModelName] | None:
+    """What the target (url) holds after this pass, None for all. Raises NotFound, Conflict."""
+    for model in models:
+        source.history(wanted, model, renew())  # raises NotFound, with the nearest names
+    here, held = wanted.held, there.catalog.held if there else frozenset[ModelName]()
+    chosen = frozenset(models) or here
+    holds = None if chosen is None or held is None else chosen | held
+    if here is not None and (holds is None or not holds <= here):
+        raise Conflict("a source that holds only some models", where=source.store.url,
+                       why=f"{url} holds others, too",
+                       advice="Replicate from a store that holds all of them.")
+    return holds
+
+
 class _Run:
-    """One pass. there: the target's catalog as it stood."""
+    """One pass. there: the target's catalog as it stood; holds: the models that it has after this, None for all."""
 
     def __init__(self, copier: Copier, wanted: Catalog, there: CatalogState | None,
-                 models: Sequence[ModelName]) -> None:
+                 holds: frozenset[ModelName] | None, *, repack: bool) -> None:
         self.copier, self.source, self.renew = copier, copier.source, copier.renew
-        self.wanted, self.there = wanted, there
-        held = there.catalog.held if there else None
-        self.holds: frozenset[ModelName] | None = None  # all
-        if models:
-            for model in models:
-                self.source.history(wanted, model, self.renew())  # raises NotFound, with the nearest names
-            if there is None or held is not None:
-                self.holds = frozenset(models) | (held or frozenset())
+        self.wanted, self.there, self.holds, self.repack = wanted, there, holds, repack
+        copier.look_again()
+        self.replica = Repository(copier.target, self.source.info, NoCache())
 
     def run(self) -> tuple[Catalog, bool]:
         """The target's new catalog, and whether it differs from the old. Raises SwapLost."""
+        if self.there is None:  # from now on it is a repository
+            self.copier.put(keys.INFO, self.source.info.serialise(), only_if_absent=True)
         fresh: list[tuple[Manifest, Layout]] = []
         indexes = list(self.there.catalog.indexes) if self.there and self.holds is not None else []
         lacking = [] if self.holds is not None else [id for id in self.wanted.indexes
                                                       if not self.copier.has(keys.index(id))]
         self._indexed_packs(lacking)
         for digest, model in self._histories():
-            if not self.copier.has(keys.history(digest)):
+            if not self._is_there(digest, model):
                 fresh += self._model(digest, model)
         if self.holds is not None and fresh:
             data = index_of(fresh)
@@ -143,18 +165,69 @@ class _Run:
         found = {**self.wanted.models, **self.wanted.removed}
         return [(digest, model) for model, digest in found.items() if self.holds is None or model in self.holds]
 
+    def _is_there(self, digest: ObjectId, model: ModelName) -> bool:
+        """Where the indexes are the target's own, not before its catalog names the history: they do until then not know
+        what a pass that was cut off has brought."""
+        return self.copier.has(keys.history(digest)) if self.holds is None else self._named(model) == digest
+
+    def _named(self, model: ModelName) -> ObjectId | None:
+        """The model's history, by the target's catalog."""
+        found = self.there.catalog if self.there else None
+        return (found.models.get(model) or found.removed.get(model)) if found else None
+
     def _model(self, digest: ObjectId, model: ModelName) -> list[tuple[Manifest, Layout]]:
         """All versions of a model that the target lacks, then its history."""
         rows = self.source.history_at(digest, model, self.renew())
-        fresh: list[tuple[Manifest, Layout]] = []
-        for row in self.source.versions(rows, self.renew()):
-            if not self.copier.has(keys.manifest(row.manifest)):
-                fresh.append(self.copier.version(row.manifest))
+        fresh = self._versions(rows)
         for part in rows.segments:
             if not self.copier.has(keys.history(part.digest)):
                 self.copier.small(keys.history(part.digest), part.digest)
         self.copier.small(keys.history(digest), digest)
         return fresh
+
+    def _versions(self, rows: History) -> list[tuple[Manifest, Layout]]:
+        """Those that the target's catalog does not lead to, brought there; those first that are read most: tagged ones,
+        then newer ones."""
+        tagged = set(rows.live_tags.values())
+        found = sorted(self.source.versions(rows, self.renew()), key=lambda row: row.number not in tagged)
+        ids = list(dict.fromkeys(row.manifest for row in found))
+        if self.holds is None:
+            return self.copier.versions(id for id in ids if not self.copier.has(keys.manifest(id)))
+        named = self._named_versions(rows.model)
+        finished = {id: version for id in ids if id not in named and (version := self._finished(id))}
+        lacking = [id for id in ids if id not in named and id not in finished]
+        if not self.repack:
+            return [*finished.values(), *self.copier.versions(lacking)]
+        for version in finished.values():
+            self._repacker.know(*version)
+        return [*finished.values(), *self._repacker.versions(lacking)]
+
+    def _named_versions(self, model: ModelName) -> set[ObjectId]:
+        """Those that the target's catalog leads to; none where it does not get that far, and so all are looked at."""
+        before = self._named(model)
+        if before is None:
+            return set()
+        try:
+            old = self.replica.history_at(before, model, self.renew())
+            return {row.manifest for row in self.replica.versions(old, self.renew())}
+        except IntegrityError:
+            return set()
+
+    @cached_property
+    def _repacker(self) -> Repacker:
+        return Repacker(self.copier, self.wanted, self.replica, self.there.catalog if self.there else None)
+
+    def _finished(self, id: ObjectId) -> tuple[Manifest, Layout] | None:
+        """What a pass that was cut off has brought whole, unless gc took some of it, or may be about to."""
+        try:
+            of = self.replica.manifest(id, self.renew())
+            placed = self.replica.layout(of, self.renew())
+        except IntegrityError:
+            return None
+        packs = [*map(keys.pack, packs_of(placed))]
+        its = {keys.manifest(id), keys.layout(id), *packs}
+        dropped = self.there is not None and not its.isdisjoint(self.there.catalog.dropped)
+        return None if dropped or not all(map(self.copier.has, packs)) else (of, placed)
 
     def _swap(self, indexes: tuple[ObjectId, ...]) -> tuple[Catalog, bool]:
         old = self.there.catalog if self.there else None

@@ -1,8 +1,8 @@
 """What every store must do, whichever it is: the same tests over a directory, our server, nginx, a plain server,
-object stores behind two S3 servers, and a directory whose catalog is in etcd.
+object stores behind servers that speak like S3, Azure and Google, and a directory whose catalog is in etcd.
 
 Rule: a store that cannot write (servers that only read) is filled through its directory, and must refuse by Forbidden.
-An object store is filled by boto3.
+An object store is filled by another client.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import cloudservers
 import etcdservers
 import pytest
-import s3servers
 from faultproxy import FaultProxy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,9 +38,9 @@ LAYOUT = "layouts/cd/cd" + "2" * 62
 ABSENT = "packs/ee/ee" + "3" * 62
 CONTENT = bytes(range(256)) * 40 + b"end"
 KINDS = ("directory", "wrapped directory", "own server", "nginx", "plain server", "writable server", "etcd",
-         *s3servers.SERVERS)
-WRITABLE = ("directory", "wrapped directory", "writable server", "etcd", *s3servers.SERVERS)
-LISTABLE = ("directory", "wrapped directory", "etcd", *s3servers.SERVERS)
+         *cloudservers.SERVERS)
+WRITABLE = ("directory", "wrapped directory", "writable server", "etcd", *cloudservers.SERVERS)
+LISTABLE = ("directory", "wrapped directory", "etcd", *cloudservers.SERVERS)
 slow_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
                         max_examples=40)
 
@@ -51,7 +51,7 @@ class Case:
 
     kind: str
     store: ObjectStore
-    behind: FileStore | s3servers.Bucket
+    behind: FileStore | cloudservers.Bucket
 
 
 def soon() -> Deadline:
@@ -83,12 +83,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     made: dict[str, Case] = {}
     with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         def case(kind: str) -> Case:
-            if kind not in made and kind in s3servers.SERVERS:
-                for name, value in s3servers.environ(kind).items():
+            if kind not in made and kind in cloudservers.SERVERS:
+                for name, value in cloudservers.environ(kind).items():
                     environment.setenv(name, value)
-                prefix = s3servers.new_prefix()
-                made[kind] = Case(kind, CloudStore(f"s3://{s3servers.BUCKET}/{prefix}"),
-                                  s3servers.Bucket(s3servers.endpoint(kind), prefix))
+                prefix = cloudservers.new_prefix()
+                made[kind] = Case(kind, CloudStore(cloudservers.url(kind, prefix)), cloudservers.bucket(kind, prefix))
             elif kind not in made:
                 base = tmp_path_factory.mktemp("store")
                 (base / "root").mkdir()

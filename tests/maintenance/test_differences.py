@@ -89,11 +89,12 @@ def test_a_layout_and_indexes_are_made_anew_from_packs_with_their_bases(tuned: R
     assert read(root) == FILE
 
 
-@pytest.mark.parametrize("models", [(), ("lab/tuned",)])
-def test_a_replica_gets_the_bases_too(repository: Repository, tmp_path: Path, models: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("models", "repack"), [((), False), (("lab/tuned",), False), (("lab/tuned",), True)])
+def test_a_replica_gets_the_bases_too_or_repacked_whole_chunks(repository: Repository, tmp_path: Path,
+                                                               models: tuple[str, ...], repack: bool) -> None:
     push(repository, FILE, "lab/tuned", differences=True, base=ModelRef.parse("lab/model"))
     target = tmp_path / "replica"
-    replicate(repository, FileStore(target), soon, models=[ModelName.parse(name) for name in models])
+    replicate(repository, FileStore(target), soon, models=[ModelName.parse(name) for name in models], repack=repack)
     replica = Repository.open(FileStore(target), soon())
     assert verify(replica, read_data=True).faults == ()
     assert read(target, "lab/tuned") == FILE

@@ -422,7 +422,7 @@ def test_after_any_changes_and_any_repacking_every_version_is_there(repository: 
     """A reference model beside the repository: a dictionary. Ranges count as short from four chunks on."""
     monkeypatch.setattr("modelfs.maintenance.scatter.MEAN_RANGE_BYTES", 4 * CHUNK)
     monkeypatch.setattr("modelfs.maintenance.scatter.TARGET_BYTES", 6 * CHUNK)
-    monkeypatch.setattr("modelfs.maintenance.repack.TARGET_BYTES", 6 * CHUNK)
+    monkeypatch.setattr("modelfs.repository.pack.TARGET_BYTES", 6 * CHUNK)
     pick = random.Random(seed)
     blocks = [noise(n, CHUNK) for n in range(40)]
     expected: dict[str, Mapping[str, bytes]] = {}

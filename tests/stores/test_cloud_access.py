@@ -127,3 +127,44 @@ def test_google_and_azure_have_their_own_places(home: Path) -> None:
     assert "AZURE_STORAGE_KEY" in access.credentials
     with pytest.raises(BadInput, match="AZURE_STORAGE_ACCOUNT_NAME"):
         found(AZ, home)
+
+
+def test_google_and_azure_have_their_own_variables_for_endpoints(home: Path) -> None:
+    for environ, endpoint in (({"GOOGLE_BASE_URL": "http://h:1/"}, "http://h:1"),
+                              ({"STORAGE_EMULATOR_HOST": "h:2"}, "http://h:2"),
+                              ({"STORAGE_EMULATOR_HOST": "https://h:3", "GOOGLE_BASE_URL": "http://h:1"}, "http://h:1"),
+                              ({}, None)):
+        access = found(GS, home, environ)
+        assert access.endpoint == access.config.get("base_url") == endpoint
+    account = {"AZURE_STORAGE_ACCOUNT_NAME": "lab"}
+    for environ, endpoint in (({"AZURE_STORAGE_ENDPOINT": "http://h:1/lab/"}, "http://h:1/lab"),
+                              ({"AZURE_ENDPOINT": "http://h:2"}, "http://h:2"), ({}, None)):
+        access = found(AZ, home, account | environ)
+        assert access.endpoint == access.config.get("endpoint") == endpoint
+    for place, environ in ((GS, {"STORAGE_EMULATOR_HOST": "h:2"}), (AZ, account | {"AZURE_ENDPOINT": "http://h:2"})):
+        assert found(place, home, environ, CloudOptions("http://remote:1")).endpoint == "http://remote:1"
+
+
+def test_googles_emulator_is_asked_without_credentials_even_where_there_are_some(home: Path) -> None:
+    key = {"GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json"}
+    access = found(GS, home, key | {"STORAGE_EMULATOR_HOST": "h:2"})
+    assert access.config["skip_signature"] is True and "STORAGE_EMULATOR_HOST" in access.credentials
+    for environ, options in ((key | {"GOOGLE_BASE_URL": "http://h:2"}, NOTHING), (key, CloudOptions("http://h:2"))):
+        assert "skip_signature" not in found(GS, home, environ, options).config
+
+
+@pytest.mark.parametrize(("text", "config"), [
+    ("AccountName=lab;AccountKey=hunter2==;EndpointSuffix=core.windows.net",
+     {"account_name": "lab", "account_key": "hunter2=="}),
+    ("DefaultEndpointsProtocol=https;AccountName=lab;AccountKey=hunter2;EndpointSuffix=core.chinacloudapi.cn",
+     {"account_name": "lab", "account_key": "hunter2", "endpoint": "https://lab.blob.core.chinacloudapi.cn"}),
+    ("BlobEndpoint=http://h:1/lab/;AccountName=lab;SharedAccessSignature=sv=1&sig=hunter2%3D",
+     {"account_name": "lab", "sas_key": "sv=1&sig=hunter2%3D", "endpoint": "http://h:1/lab"}),
+])
+def test_azures_connection_string_is_used_where_no_account_is_named(
+        home: Path, text: str, config: dict[str, str]) -> None:
+    access = found(AZ, home, {"AZURE_STORAGE_CONNECTION_STRING": text})
+    assert access.config == config and "AZURE_STORAGE_CONNECTION_STRING" in access.credentials
+    named = {"AZURE_STORAGE_ACCOUNT": "other", "AZURE_STORAGE_KEY": "hunter2"}
+    access = found(AZ, home, named | {"AZURE_STORAGE_CONNECTION_STRING": text})
+    assert access.config == {"account_name": "other", "account_key": "hunter2"}
