@@ -94,7 +94,8 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model and what was asked of it: a tag, a version, or neither (then `latest` is meant)."""
+    """A model and what was asked of it: a tag, a version, or neither (then `latest` is meant). org/name@int8, a variant,
+    is the tag int8."""
 
     model: ModelName
     tag: str | None = None
@@ -103,7 +104,13 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         head, colon, tail = text.partition(":")
-        model = ModelName.parse(head)
+        name, at, variant = head.partition("@")
+        model = ModelName.parse(name)
+        if at and colon:
+            raise BadInput(f"not a model {text[:200]!r}", why="a variant, @int8, is a tag itself",
+                           advice=f"Say {name[:100]}@{variant[:100]} or {name[:100]}:{tail[:100]}.")
+        if at:
+            return cls(model, tag=check_tag(variant))
         if not colon:
             return cls(model)
         version = parse_version(tail)
