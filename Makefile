@@ -39,7 +39,9 @@ STORM_SECONDS ?= 600
 STORM_SEED ?= 1
 
 .PHONY: test-storm
-test-storm: simulation  ## the long storms: a fleet's ten minutes, then an hour of random reads while a small cache evicts
+test-storm: simulation  ## the long storms: a fleet's ten minutes, 100 races of gc with pushes, a million lookups, then an hour of random reads while a small cache evicts
+	@STORM_ROUNDS=100 $(BIN)/pytest -q tests/faults/test_gc_beside_pushes.py
+	@STORM_LOOKUPS=1000000 $(BIN)/pytest -q tests/mount/test_native_faults.py -k looked_up
 	@STORM_READS=$(STORM_READS) $(BIN)/pytest -q tests/mount/test_storm.py
 
 .PHONY: simulation

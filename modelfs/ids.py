@@ -94,8 +94,8 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model and what was asked of it: a tag, a version, or neither (then `latest` is meant). org/name@int8, a variant,
-    is the tag int8."""
+    """A model and what was asked of it: a tag, a version, or neither (then `latest` is meant). A variant, as in
+    org/name@int8, is the tag int8."""
 
     model: ModelName
     tag: str | None = None

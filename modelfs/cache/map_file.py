@@ -3,7 +3,8 @@
 Rule: chunk ids and lengths hash to the file's name, and are checked when it is opened; the rest may be anything
 after a crash and is believed only as far as a check of the chunk itself bears it out.
 
-    0  magic   8  rows u64   16  nonce u64   24  account i64   32  dead u8   33  pinned u8   40  seal [32] u8
+    0  magic   8  rows u64   16  nonce u64   24  account i64   32  dead u8   33  pinned u8   34  lent u8
+   40  seal [32] u8
     then, from 128 on, ids [n,32] u8, lengths [n] u32, last use [n] u32, presence [n] u8
 """
 
@@ -22,7 +23,7 @@ from modelfs.errors import BadInput
 
 MAGIC = b"mfsmap1\n"
 HEADER = 128
-NONCE, ACCOUNT, DEAD, PINNED, SEAL = 16, 24, 32, 33, 40
+NONCE, ACCOUNT, DEAD, PINNED, LENT, SEAL = 16, 24, 32, 33, 34, 40
 UNSEALED = bytes(32)
 _ROW = 32 + 4 + 4 + 1
 _MAX_ROWS = 1 << 32

@@ -2,7 +2,8 @@
 
 Rule: who changes either holds the map's lock. A fill writes and then steps the chunk's count to odd; a punch steps
 it to even and then frees the blocks; so a reader that sees the same odd count before and after its pread has bytes
-that a fill wrote, without any lock.
+that a fill wrote, without any lock. A data file that the kernel was ever given is not made shorter and gets no holes:
+a map of it may live when its last handle is closed, and holds no lock that tells. It is unlinked, and another begun.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from modelfs.cache.map_file import (
     ACCOUNT,
     DEAD,
     HEADER,
+    LENT,
     NONCE,
     PINNED,
     SEAL,
@@ -91,6 +93,11 @@ class SparseFile:
         return self._head[PINNED] != 0
 
     @property
+    def lent(self) -> bool:
+        """Whether the kernel was ever given this data file."""
+        return self._head[LENT] != 0
+
+    @property
     def path(self) -> Path:
         """Of the data."""
         return _data_path(self._path)
@@ -137,6 +144,7 @@ class SparseFile:
             raise GoneError(self.chunks.name) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._head[LENT] = 1  # before who punches, and has to be alone for that, can look
             self.check_current()
             if not os.path.samestat(os.fstat(fd), os.fstat(self.data_fd)):
                 raise GoneError(self.chunks.name)
@@ -172,7 +180,8 @@ class SparseFile:
         return self.presence[row]
 
     def punch(self, rows: Rows) -> int:
-        """Drop those of rows that are present, if no kernel handle holds the file; how many, -1 if it is held.
+        """Drop those of rows that are present, if no kernel handle holds the file; how many, -1 if it is held. Of a
+        file that the kernel had, all go.
 
         Raises GoneError, OSError.
         """
@@ -183,17 +192,21 @@ class SparseFile:
         if not _try_alone(self.data_fd):
             return -1
         try:
-            self._break_seal()
-            self._present[rows] += 1
-            self._free(rows)
-            self.settle()
+            if self.lent:
+                rows = self.present_rows()
+                self._drop_all()
+            else:
+                self._break_seal()
+                self._present[rows] += 1
+                self._free(rows)
+                self.settle()
         finally:
             fcntl.flock(self.data_fd, fcntl.LOCK_UN)
         return len(rows)
 
     def drop(self, row: int) -> None:
         """Make a chunk that was found bad a miss, whoever holds the file. A kernel handle keeps the bytes, until a
-        fill mends them in place; else its blocks go. Raises GoneError, OSError."""
+        fill mends them in place, and so does a map; else its blocks go. Raises GoneError, OSError."""
         self.check_current()
         self._break_seal()
         self.presence[row] = (self.presence[row] + 1) & 0xFF
@@ -226,7 +239,8 @@ class SparseFile:
         self._present[self.present_rows()] += 1
         # Data first, under the map's lock: a map without data is all absent. Emptied before it is unlinked, since
         # another daemon may have it open, and its blocks would stay.
-        os.ftruncate(self.data_fd, 0)
+        if not self.lent:
+            os.ftruncate(self.data_fd, 0)
         _data_path(self._path).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
         # Who has the map open keeps its blocks, too. Of these only what nobody reads by the mapping can go.
@@ -250,6 +264,7 @@ class SparseFile:
     def forget(self) -> None:
         """The data is not what the map speaks of: all chunks become absent, under another nonce. Raises OSError."""
         self._present[self.present_rows()] += 1
+        self._head[LENT] = 0
         self._head[NONCE:NONCE + 8] = secrets.token_bytes(8)
         self.nonce = self._head[NONCE:NONCE + 8].cast("Q")[0]
         os.ftruncate(self.data_fd, 0)
@@ -271,6 +286,8 @@ class SparseFile:
         self._head[SEAL:SEAL + 32] = UNSEALED
 
     def _free(self, rows: Rows) -> None:
+        if self.lent:
+            return
         for start, length in hole_ranges(rows, self.present_rows(), self.chunks.offsets, self._room.block):
             punch(self.data_fd, start, length)
 
@@ -319,7 +336,8 @@ def _open_once(room: Room, path: Path, name: str, make_from: ChunkList | None) -
             allocate(fds[0], size)
             fds.append(os.open(_data_path(path), flags | os.O_CREAT, 0o600))
             wrong = fresh or os.fstat(fds[1]).st_size != chunks.size
-            if wrong and not _try_alone(fds[1]):  # the kernel serves the old data: it keeps it, and we start anew
+            if wrong and (os.fstat(fds[1]).st_size or not _try_alone(fds[1])):
+                # the kernel may serve the old data, or have a map of it: it keeps it, and we start anew
                 _data_path(path).unlink()
                 os.close(fds.pop())
                 fds.append(os.open(_data_path(path), flags | os.O_CREAT, 0o600))

@@ -132,17 +132,20 @@ def apart(call: Callable[[], T]) -> T:
 
 
 def wanted_of(manifest: Manifest, layout: Layout, file: FileEntry, limit_bytes: int) -> list[Wanted]:
-    """The file's chunks from its start, each once, of at most limit_bytes decoded."""
+    """The file's chunks from its start, each once, of at most limit_bytes decoded. Of a difference, its base: that is
+    most of what reading it takes."""
     found: dict[ChunkRef, Place] = {}
     decoded = 0
     for row in range(file.first_row, file.first_row + file.row_count):
-        ref = ChunkRef(manifest.chunk_id(row), int(manifest.chunk_lengths[row]))
+        ref, place = ChunkRef(manifest.chunk_id(row), int(manifest.chunk_lengths[row])), layout.place(row)
+        if place.base is not None:
+            ref, place = ChunkRef(place.base.id, ref.length), place.base.place
         if ref in found:
             continue
         decoded += ref.length
         if decoded > limit_bytes:
             break
-        found[ref] = layout.place(row)
+        found[ref] = place
     return [Wanted(ref, place) for ref, place in found.items()]
 
 

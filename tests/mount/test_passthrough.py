@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from faultproxy import FaultProxy
 from mount.mounting import LINUX_6_9, Daemon, Mounted, Mounter, end_process, gone, until
+from mount.readers import script
 from repository.builder import Builder
 
 from modelfs.units import MiB
@@ -130,6 +131,21 @@ def kill_all(mounted: Daemon) -> None:
     end_process(mounted.keeper)
 
 
+MAPPER = """
+import ctypes, mmap, os, sys
+file, size = os.open(sys.argv[1], os.O_RDONLY), os.path.getsize(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
+os.close(file)  # Python's own map would keep it open
+print("ready", flush=True)
+sys.stdin.readline()
+print(ctypes.string_at(at, size) == open(sys.argv[2], "rb").read(), flush=True)
+"""
+"""A map of a file, of which nothing else is open."""
+
+
 @pytest.mark.parametrize("befalls", ["everything is killed", "the worker is killed"])
 def test_a_handed_over_file_stays_right_while_others_are_evicted_and_can_be_evicted_once_it_is_closed(
         mount: Mounter, repo: Path, files: dict[str, bytes], tmp_path: Path, befalls: str) -> None:
@@ -154,6 +170,34 @@ def test_a_handed_over_file_stays_right_while_others_are_evicted_and_can_be_evic
         assert mapped[:] == want  # only now: a map of what is gone would end us
         assert cached(second, "a.bin") == SIZE
     until(lambda: _evicted(second, files))
+    second.umount()
+
+
+@pytest.mark.parametrize("befalls", ["nothing", "everything is killed", "the worker is killed"])
+def test_a_map_whose_file_is_closed_stays_right_when_the_file_is_evicted(
+        mount: Mounter, repo: Path, files: dict[str, bytes], tmp_path: Path, befalls: str) -> None:
+    """It is the backing file that the kernel maps, so closing the handle is all that the daemon hears of."""
+    options = ("--model", "acme/base", "--cache-dir", tmp_path / "kept", "--cache-size", "13 MiB")
+    mount.environ["MODELFS_FETCH_MEMORY"] = "16 MiB"
+    first = mount.daemon(repo, *options, name="first")
+    become_whole(first, first / "a.bin")
+    (tmp_path / "a.bin").write_bytes(files["a.bin"])
+    opens = passthrough_opens(first)
+    with script(MAPPER, first / "a.bin", tmp_path / "a.bin") as mapper:
+        assert passthrough_opens(first) == opens + 1
+        second: Mounted = first
+        if befalls == "the worker is killed":
+            first.upgraded(first.kill_worker())
+        elif befalls == "everything is killed":
+            kill_all(first)
+            first.umount("--lazy")
+            second = mount(repo, *options, name="second")
+        until(lambda: _evicted(second, files))
+        assert mapper.stdin and mapper.stdout
+        mapper.stdin.write("\n")
+        mapper.stdin.flush()
+        assert mapper.stdout.readline() == "True\n", "a signal ended it" if mapper.wait(30) < 0 else "other bytes"
+    assert read_anew(second / "a.bin") == files["a.bin"]
     second.umount()
 
 
@@ -205,3 +249,17 @@ def test_many_opens_of_one_file_have_one_backing_and_its_last_release_lets_it_go
             os.close(fd)
     mounted.umount()
     assert gone(mounted.keeper)
+
+
+def test_a_scrub_finds_what_the_disk_changed_in_a_cache_and_the_file_is_read_right(
+        mount: Mounter, repo: Path, files: dict[str, bytes], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[cache]\nscrub = '1s'\n")
+    mounted = mount(repo, "--config", config, "--model", "acme/base", "--cache-dir", tmp_path / "kept")
+    become_whole(mounted, mounted / "a.bin")
+    kept = next(path for path in (tmp_path / "kept" / "files").rglob("*") if path.stat().st_size == SIZE)
+    with kept.open("r+b") as file:
+        file.seek(3 * MiB)
+        file.write(bytes([files["a.bin"][3 * MiB] ^ 1]))
+    until(lambda: "scrub.corrupt" in mounted.log.read_text())
+    until(lambda: read_anew(mounted / "a.bin") == files["a.bin"])
