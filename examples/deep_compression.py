@@ -88,14 +88,14 @@ def train(weights: Weights, pictures: Array, shown: NDArray[np.int64], rate: flo
             for each, slope in slopes.items():
                 speed[each] = 0.9 * speed[each] - rate * slope
                 weights[each] += speed[each]
-            if masks is not None:
+            if masks is not None and name in masks:
                 weights[name] *= masks[name]
 
 
-def pruned(weights: Weights) -> Weights:
-    """Masks of the largest weights of each layer."""
-    return {name: (np.abs(values) > np.quantile(np.abs(values), SPARSITY)).astype(np.float32)
-            for name, values in weights.items() if values.ndim == 2}
+def pruned(weights: Weights, sparsity: float) -> Weights:
+    """Masks of the largest weights of each matrix that the recipe prunes, too."""
+    return {name: (np.abs(values) > np.quantile(np.abs(values), sparsity)).astype(np.float32)
+            for name, values in weights.items() if values.ndim == 2 and values.size >= 4096}
 
 
 def modelfs(*words: object) -> dict[str, object]:
@@ -119,11 +119,11 @@ def main(place: str) -> None:
         print(f"{pushed['version']:10}  {accuracy(weights, *unknown):8.4f}  "
               f"{pushed['stored_bytes'] / pushed['decoded_bytes']:.3f}")  # type: ignore[operator]
     whole = accuracy(weights, *unknown)
-    for rounds in range(4):
-        masks = pruned(weights)
+    for sparsity, rate in ((0.5, 0.02), (0.7, 0.02), (0.8, 0.02), *((SPARSITY, 0.02 / n) for n in (1, 2, 4))):
+        masks = pruned(weights, sparsity)
         for name, mask in masks.items():
             weights[name] *= mask
-        train(weights, *known, rate=0.01 * 0.5 ** rounds, pick=pick, masks=masks)
+        train(weights, *known, rate=rate, pick=pick, masks=masks)
     _save(root / "pruned", weights)
     modelfs("compress", root / "pruned", root / "small", "--recipe", "deep-compression")
     small = modelfs("push", root / "small", repository, "acme/lenet@small")
