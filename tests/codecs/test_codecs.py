@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import lz4.block
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import example_of
 
 from modelfs.codecs import CodecError, codec_named, encode_chunk
 from modelfs.codecs.registry import CODECS, best_of
@@ -37,6 +39,14 @@ def decoded(name: str, stored: bytes, length: int) -> bytes:
     out = bytearray(length)
     codec_named(name).decode(memoryview(stored), memoryview(out))
     return bytes(out)
+
+
+@cache
+def encoded_example(name: str) -> tuple[memoryview, bytes]:
+    data = example_of(name)
+    stored = codec_named(name).encode(data)
+    assert stored is not None
+    return data, stored
 
 
 compressible = st.builds(lambda piece, times, tail: piece * times + tail,
@@ -85,11 +95,9 @@ def test_a_chunk_at_an_odd_address_survives() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "raw"])
 @given(change=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_malformed_bytes_are_a_codec_error_and_nothing_else(name: str, change: st.DataObject) -> None:
-    data = bytes(normal(2000, "upcast")) + b"abc"
-    good = codec_named(name).encode(memoryview(data))
-    assert good is not None
+    data, good = encoded_example(name)
     bad = bytearray(good)
     kind = change.draw(st.sampled_from(["flip", "cut", "random", "grow", "header"]))
     if kind == "flip":
@@ -114,9 +122,7 @@ def test_malformed_bytes_are_a_codec_error_and_nothing_else(name: str, change: s
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", [-1, 1, 1000])
 def test_another_length_than_was_encoded_is_a_codec_error(name: str, wrong: int) -> None:
-    data = normal(2000, "upcast")
-    stored = codec_named(name).encode(data)
-    assert stored is not None
+    data, stored = encoded_example(name)
     with pytest.raises(CodecError):
         decoded(name, stored, len(data) + wrong)
 
