@@ -21,6 +21,8 @@ import json, os, signal, sys
 from modelfs.cli.main import main
 import modelfs.app.transfers, modelfs.cli.promote, modelfs.cli.push, modelfs.cli.replicate, modelfs.cli.verify
 import modelfs.maintenance.agreement, modelfs.maintenance.repair, modelfs.maintenance.verify, modelfs.transfer.replicate
+import modelfs.transfer.push
+exec(sys.argv[1])
 def counted(write, last):
     def before(*arguments, **named):
         wrote.append(1)
@@ -74,9 +76,10 @@ class Killer:
 
 
 @contextmanager
-def killer(environ: Mapping[str, str], scratch: Path) -> Iterator[Killer]:
-    process = subprocess.Popen([sys.executable, "-c", _RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env={**environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+def killer(environ: Mapping[str, str], scratch: Path, before: str = "") -> Iterator[Killer]:
+    """before: code that runs first, to make packs small."""
+    process = subprocess.Popen([sys.executable, "-c", _RUN, before], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, env={**environ, "PYTHONPATH": str(Path(__file__).parents[2])})
     try:
         yield Killer(process, scratch / "said")
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from typing import Any
 import pytest
 from faultproxy import FaultProxy
 from results import Result
+from transfer.pushed import soon
+
+from modelfs.ids import ModelName
+from modelfs.maintenance.agreement import differences
+from modelfs.repository import keys
+from modelfs.repository.repository import Repository
+from modelfs.stores.opening import open_store
 
 Run = Callable[..., Result]
 
@@ -48,6 +56,39 @@ def test_equal_stores_agree_by_a_request_for_the_catalog_each(modelfs: Run, stor
     with FaultProxy(stores[1]) as proxy:
         assert all(report["ok"] for report in verified(modelfs, "a", proxy.url, "c"))
         assert [seen.method for seen in proxy.seen("packs/")] == ["HEAD"] * len(objects(stores[1], "packs"))
+
+
+def test_stores_are_compared_by_a_request_each_and_by_histories_only_of_models_that_differ(
+        modelfs: Run, stores: list[Path], tmp_path: Path) -> None:
+    def asked() -> list[list[str]]:
+        return [[seen.path[1:] for seen in proxy.seen()] for proxy in proxies]
+
+    def history_of_one(store: Repository) -> str:
+        return keys.history(store.catalog(soon()).catalog.models[ModelName.parse("acme/one")])
+
+    with FaultProxy(stores[0]) as first, FaultProxy(stores[1]) as second:
+        proxies = [first, second]
+        opened = [Repository.open(open_store(proxy.url), soon()) for proxy in proxies]
+        for proxy in proxies:
+            proxy.forget()
+        assert differences(opened) == [[], []]
+        assert asked() == [["catalog.json"], ["catalog.json"]]
+        (tmp_path / "one" / "more.bin").write_bytes(b"more")
+        modelfs("push", "one", "a", "acme/one")
+        named = [history_of_one(store) for store in opened]
+        opened = [Repository.open(open_store(proxy.url), soon()) for proxy in proxies]
+        for proxy in proxies:
+            proxy.forget()
+        assert [[fault.model for fault in faults] for faults in differences(opened)] == [[], ["acme/one"] * 2]
+        assert asked() == [["catalog.json", name] for name in named]
+
+        for proxy in proxies:
+            proxy.forget()
+        verified(modelfs, *(proxy.url for proxy in proxies), code=4)
+        for proxy, name in zip(proxies, named, strict=True):
+            counts = Counter(seen.path[1:] for seen in proxy.seen("^/(histories|manifests|catalog)"))
+            twice = {path for path, count in counts.items() if count > 1}
+            assert twice == {"catalog.json", name} and max(counts.values()) == 2, "to compare, and to check"
 
 
 def test_one_that_lags_lacks_what_the_other_has(modelfs: Run, stores: list[Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pytest
 from faultproxy import FaultProxy
 from mount.mounting import Mounter, until
 
+from modelfs.units import KiB
+
 
 @pytest.fixture
 def mirrors(tmp_path: Path, repository: Path) -> Iterator[list[FaultProxy]]:
@@ -23,9 +26,9 @@ def mirrors(tmp_path: Path, repository: Path) -> Iterator[list[FaultProxy]]:
         yield [stack.enter_context(FaultProxy(copy)) for copy in copies]
 
 
-def configured(tmp_path: Path, mirrors: list[FaultProxy]) -> Path:
+def configured(tmp_path: Path, mirrors: list[FaultProxy], fetch: str = "") -> Path:
     path = tmp_path / "config.toml"
-    path.write_text('[fetch]\nmemory = "16 MiB"\n'  # nothing to speak of stays in memory
+    path.write_text(f'[fetch]\nmemory = "16 MiB"\n{fetch}\n'  # nothing to speak of stays in memory
                     f'[remotes.lab]\nurls = {json.dumps([mirror.url for mirror in mirrors])}\n')
     return path
 
@@ -96,6 +99,30 @@ def test_a_mount_begins_with_the_first_mirror_gone(mount: Mounter, tmp_path: Pat
     mirrors[0].down()
     mounted = mount("lab", "--config", configured(tmp_path, mirrors), "--model", "acme/base")
     assert (mounted / "big.bin").read_bytes() == (source / "big.bin").read_bytes()
+
+
+def test_a_hedged_read_ends_with_the_second_mirror_while_the_first_is_still_silent(
+        mount: Mounter, tmp_path: Path, mirrors: list[FaultProxy], source: Path) -> None:
+    """Once enough answers have shown how long one takes."""
+    config = configured(tmp_path, mirrors, 'hydrate = "off"\nhedge = true')
+    mounted = mount("lab", "--config", config, "--model", "acme/base", "--cache-size", "0")
+    wanted, chunk = (source / "big.bin").read_bytes(), 256 * KiB
+    order = random.Random(1).sample(range(len(wanted) // chunk), len(wanted) // chunk)
+    fd = os.open(mounted / "big.bin", os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for number in order[:-1]:
+            assert os.pread(fd, 4096, number * chunk) == wanted[number * chunk:number * chunk + 4096]
+        before = mounted.status()["counters"]
+        silent = mirrors[0].add("hang", "packs/", times=1)
+        at = order[-1] * chunk
+        assert os.pread(fd, 4096, at) == wanted[at:at + 4096]
+    finally:
+        os.close(fd)
+    after = mounted.status()["counters"]
+    grown = {name: after[name] - before[name] for name in ("hedges", "failovers", "errors")}
+    assert silent.hits == 1, "it was asked, and has said nothing yet"
+    assert grown == {"hedges": 1, "failovers": 0, "errors": 0}
 
 
 def test_remote_check_shows_how_each_mirror_is(mount: Mounter, tmp_path: Path, mirrors: list[FaultProxy],
