@@ -61,7 +61,9 @@ check: $(STAMP)  ## ruff, mypy --strict, the layers
 .PHONY: bench
 bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engines, starts, peers, short: about 10 minutes, as root
 	@$(BENCH)/bin/python -m benchmarks.codecs --quick
+	@$(BENCH)/bin/python -m benchmarks.compact
 	@$(BENCH)/bin/python -m benchmarks.differences
+	@$(BENCH)/bin/python -m benchmarks.transforms
 	@$(BENCH)/bin/python -m benchmarks.engine
 	@$(BENCH)/bin/python -m benchmarks.latency
 	@$(BENCH)/bin/python -m benchmarks.starting --mib 256 --rounds 3
@@ -70,7 +72,9 @@ bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engine
 .PHONY: bench-full
 bench-full: $(BENCH_STAMP) system-fuse system-nginx system-network  ## the same, peers with 2 GiB; writes docs/benchmarks.*
 	@$(BENCH)/bin/python -m benchmarks.codecs
+	@$(BENCH)/bin/python -m benchmarks.compact
 	@$(BENCH)/bin/python -m benchmarks.differences
+	@$(BENCH)/bin/python -m benchmarks.transforms
 	@$(BENCH)/bin/python -m benchmarks.engine --size 1GiB
 	@$(BENCH)/bin/python -m benchmarks.latency
 	@$(BENCH)/bin/python -m benchmarks.starting

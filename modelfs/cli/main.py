@@ -56,6 +56,8 @@ COMMANDS: Mapping[str, Entry] = {
     "tag": Entry("tag", "Models", "have a tag name a version", "modelfs tag /srv/models acme/llama:v3 prod"),
     "rm": Entry("rm", "Models", "remove a tag, a version or a whole model", "modelfs rm /srv/models acme/llama:v2"),
     "yank": Entry("yank", "Models", "withdraw a version", "modelfs yank /srv/models acme/llama:v2 --reason 'bad eval'"),
+    "compress": Entry("compress", "Models", "make files with fewer bits a weight, by a recipe",
+                      "modelfs compress ./llama ./llama-int8 --recipe int8"),
     "mount": Entry("mount", "Mounts", "show a repository as local files",
                    "modelfs mount https://models.example.org /mnt/models --daemon"),
     "umount": Entry("umount", "Mounts", "end a mount", "modelfs umount /mnt/models"),

@@ -5,8 +5,11 @@ Rule: numbers on standard output are those of the push that was made; progress i
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +19,10 @@ from modelfs.errors import BadInput
 from modelfs.ids import ModelRef
 from modelfs.transfer.push import PushOptions, PushProgress, PushReport, push
 from modelfs.units import show_size
+
+if TYPE_CHECKING:
+    from modelfs.app.variants import Variant
+    from modelfs.repository.repository import Repository
 
 
 @click.command(epilog=examples("modelfs push ./llama /srv/models acme/llama",
@@ -30,19 +37,23 @@ from modelfs.units import show_size
 @click.option("--delta", is_flag=True,
               help="Store what differs from the version that the tag names as differences, where that saves a tenth.")
 @click.option("--base", metavar="MODEL", help="As --delta, from this model or version in REPO.")
+@click.option("--recipe", "recipe_name", metavar="NAME|FILE",
+              help="Push a copy transformed with some loss, as `modelfs compress` makes it. Until it is pushed it lies "
+                   "in the state directory.")
 @click.option("--sync", type=Whole(1, 64), metavar="N",
               help="Return once N stores of the remote REPO, its first among them, hold the version.")
 @rate_option("Send, and read from REPO, at most R bytes a second, like 50MB.")
 @click.option("--dry-run", is_flag=True, help="Read, encode and count, and write nothing.")
 @command_options()
 def command(session: Session, src: str, repo: str, model: str, message: str | None, meta: tuple[str, ...],
-            jobs: int | None, follow_links: bool, delta: bool, base: str | None, sync: int | None, bwlimit: str | None,
-            dry_run: bool) -> None:
+            jobs: int | None, follow_links: bool, delta: bool, base: str | None, recipe_name: str | None,
+            sync: int | None, bwlimit: str | None, dry_run: bool) -> None:
     """Store SRC, a directory or a file, as a new version of MODEL (org/name or org/name:tag) in REPO.
 
     Only chunks that REPO lacks are stored. The tag (latest, if none is given) moves to the new version. With --sync N
     the remote's next stores are brought up to date before this returns; exit 5 where fewer than N could be: the
-    version is there all the same, and `modelfs replicate` brings it to the others later.
+    version is there all the same, and `modelfs replicate` brings it to the others later. A variant, such as
+    org/name@int8 of --recipe int8, is a tag beside the others; its parent is what latest names.
     """
     from modelfs.app.repositories import deadline_of, repository_at
     from modelfs.app.syncing import check_enough, hold_by
@@ -59,9 +70,15 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
                           jobs or 0, follow_links, dry_run, delta or base is not None,
                           None if base is None else ModelRef.parse(base))
-    with session.output.progress(None, f"push {ref.model}") as bar:
-        repository = throttled(repository_at(config, repo, tell=session.output.note), throttle)
-        report = push(Path(src), repository, ref, options, _Bar(bar))
+    repository = throttled(repository_at(config, repo, tell=session.output.note), throttle)
+    with ExitStack() as copy:
+        source = Path(src)
+        if recipe_name is not None:
+            variant = copy.enter_context(_variant(session, source, repository, ref, recipe_name, options))
+            source = variant.source
+            options = replace(options, metadata={**variant.metadata, **options.metadata}, variant=True)
+        with session.output.progress(None, f"push {ref.model}") as bar:
+            report = push(source, repository, ref, options, _Bar(bar))
     held = None
     if sync is not None and not dry_run:
         held = hold_by(config, repo, sync, session.output.note, throttle)
@@ -71,6 +88,19 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
         session.output.line(f"held by {', '.join(held)}")
     if not report.new_version and (message or meta):
         session.output.note("--message and --meta are kept with new versions only: not with this one")
+
+
+@contextmanager
+def _variant(session: Session, source: Path, repository: Repository, ref: ModelRef, recipe: str,
+             options: PushOptions) -> Iterator[Variant]:
+    from modelfs.app.variants import variant_of
+    from modelfs.transforms import recipe_named
+
+    with session.output.progress(None, f"compress {source}") as bar, \
+            variant_of(source, repository.info.id, ref, recipe_named(recipe), options.state, jobs=options.jobs,
+                       follow_links=options.follow_links, total=bar.total, advance=bar.advance,
+                       tell=session.output.note) as made:
+        yield made
 
 
 class _Bar(PushProgress):

@@ -10,7 +10,8 @@ import re
 import struct
 from dataclasses import dataclass
 
-from modelfs.formats.format import Description, Segment, Tensor
+from modelfs.errors import Malformed
+from modelfs.formats.format import Description, ReadAt, Segment, Tensor
 from modelfs.formats.npy import read_array
 from modelfs.formats.source import HEADER_LIMIT, NotThisFormat, Source, cover
 
@@ -20,7 +21,9 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_STORED, _ENCRYPTED = 0, 1
+_STORED, _ENCRYPTED, _HAS_DESCRIPTOR = 0, 1, 8
+_ENTRY_CRC, _LOCAL_CRC = 16, 14
+_DESCRIPTOR = b"PK\x07\x08"
 _NONE16, _NONE32 = 0xFFFF, 0xFFFFFFFF
 _MOST_RECORDS = 1 << 18
 _TORCH_DATA = re.compile(r"(?:.+/)?data/[0-9]+")
@@ -30,17 +33,59 @@ _HEAD_LIMIT = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """header: offset of the local header. size: bytes as stored. data: offset of the first of them."""
+    """header: offset of the local header. size: bytes as stored. data: offset of the first of them.
+
+    entry: offset of the directory's entry. descriptor: whether one may follow the data.
+    """
 
     name: str
     method: int
     size: int
+    full_size: int
     header: int
     data: int
+    entry: int
+    descriptor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A record, for who rewrites its bytes in place. stored: not compressed. size: bytes as they lie in the archive.
+
+    crc_at: all offsets in the archive at which the CRC-32 of its content stands, little-endian.
+    """
+
+    name: str
+    stored: bool
+    data: int
+    size: int
+    full_size: int
+    crc_at: tuple[int, ...]
+
+
+def members_of(read: ReadAt, size: int) -> tuple[Member, ...]:
+    """Of an archive that describe knows as torch or npz, in the order of their data."""
+    try:
+        source = Source(read, size)
+        return tuple(Member(each.name, each.method == _STORED, each.data, each.size, each.full_size,
+                            _crc_places(source, each)) for each in _in_order(source)[0])
+    except NotThisFormat as error:
+        raise Malformed("an archive cannot be read", why=str(error)) from error
 
 
 def parse_archive(source: Source) -> Description:
     """torch or npz, by the records' names. Raises NotThisFormat for any other archive."""
+    records, start = _in_order(source)
+    names = [record.name for record in records]
+    if records and all(name.endswith(".npy") for name in names):
+        return _npz(source, records, start)
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        return _torch(source, records, start)
+    raise NotThisFormat("an archive of something else")
+
+
+def _in_order(source: Source) -> tuple[list[_Record], int]:
+    """And the directory's offset."""
     start, count, length = _directory(source)
     records = sorted(_records(source, start, count, length), key=lambda record: record.header)
     at = 0
@@ -48,12 +93,26 @@ def parse_archive(source: Source) -> Description:
         if record.header < at or record.data + record.size > start:
             raise NotThisFormat("two records overlap")
         at = record.data + record.size
-    names = [record.name for record in records]
-    if records and all(name.endswith(".npy") for name in names):
-        return _npz(source, records, start)
-    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
-        return _torch(source, records, start)
-    raise NotThisFormat("an archive of something else")
+    return records, start
+
+
+def _crc_places(source: Source, record: _Record) -> tuple[int, ...]:
+    """The local header may have zero where a descriptor follows the data, and the descriptor a signature or none."""
+    crc = source.bytes_at(record.entry + _ENTRY_CRC, 4)
+    places = [record.entry + _ENTRY_CRC]
+    if source.bytes_at(record.header + _LOCAL_CRC, 4) == crc:
+        places.append(record.header + _LOCAL_CRC)
+    elif not record.descriptor:
+        raise NotThisFormat("a record of two checksums")
+    if record.descriptor:
+        end = record.data + record.size
+        found = source.bytes_at(end, min(8, source.size - end))
+        at = 4 if found[:4] == _DESCRIPTOR else 0
+        if found[at:at + 4] == crc:
+            places.append(end + at)
+        elif at:
+            raise NotThisFormat("a descriptor of another checksum")
+    return tuple(places)
 
 
 def _torch(source: Source, records: list[_Record], directory: int) -> Description:
@@ -128,7 +187,9 @@ def _records(source: Source, start: int, count: int, length: int) -> list[_Recor
             full_size, size, header = _wide(extra, full_size, size, header)
         if method == _STORED and size != full_size:
             raise NotThisFormat("a stored record of two sizes")
-        records.append(_Record(_text(raw_name), method, size, header, _data_offset(source, header, raw_name, method)))
+        records.append(_Record(_text(raw_name), method, size, full_size, header,
+                               _data_offset(source, header, raw_name, method), start + at,
+                               bool(flags & _HAS_DESCRIPTOR)))
         at = end
     return records
 

@@ -41,7 +41,8 @@ class PushOptions:
     """renew: a deadline from now, for one object; it begins anew as bytes move. state: the directory of journals.
 
     differences: store chunks as differences to those of base, or without one of the version that the tag names, where
-    that saves a tenth of them."""
+    that saves a tenth of them. variant: of what `latest` names, which is its parent whatever its own tag named before.
+    """
 
     state: Path
     renew: Callable[[], Deadline]
@@ -52,6 +53,7 @@ class PushOptions:
     dry_run: bool = False
     differences: bool = False
     base: ModelRef | None = None
+    variant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,9 @@ class _Push:
     def _publish(self, state: CatalogState, tree: Tree, version: Version, body: bytes,
                  places: Mapping[ChunkId, Place], fresh: list[Located]) -> PushReport:
         rows = self._history(state.catalog)
-        parent = rows.live_tags.get(self.tag, rows.live_tags.get("latest"))
+        parent = rows.live_tags.get(self.tag)
+        if parent is None or self.options.variant:
+            parent = rows.live_tags.get("latest", parent)
         same = self._equal_version(rows, version)
         if same is not None and rows.live_tags.get(self.tag) == same.number:
             self.journal.finish(self._unused(places))

@@ -1,6 +1,6 @@
-"""What there is to push: the regular files below a directory, or one file, under their paths in the version.
+"""What there is to push or compress: the regular files below a directory, or one file, under their paths in the model.
 
-Rule: nothing outside the source is pushed unless --follow-links says so, and nothing that is no regular file.
+Rule: nothing outside the source is taken unless --follow-links says so, and nothing that is no regular file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def scan(source: Path, follow_links: bool) -> list[SourceFile]:
     try:
         status = os.stat(source)
     except FileNotFoundError as error:
-        raise NotFound("nothing to push", where=str(source), why="no such file or directory") from error
+        raise NotFound("no source", where=str(source), why="no such file or directory") from error
     except OSError as error:
         raise unreadable(str(source), error) from error
     if stat.S_ISREG(status.st_mode):
@@ -86,7 +86,7 @@ def _check_link(link: str, above: tuple[str, ...], root: str, follow_links: bool
         raise BadInput("a link leads to a directory above itself", where=link)
     if not follow_links and os.path.commonpath((target, root)) != root:
         raise BadInput("a link leads out of the source", where=link, why=f"to {target}",
-                       advice="--follow-links pushes what it leads to.")
+                       advice="--follow-links takes what it leads to.")
     return target
 
 
@@ -105,4 +105,4 @@ def _utf8(name: str) -> str:
 
 def _odd(location: str, status: os.stat_result) -> BadInput:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
-    return BadInput(f"a {kind} cannot be pushed", where=location)
+    return BadInput(f"a {kind} is no file of a model", where=location)

@@ -19,7 +19,7 @@ TESTED = {
     "test_documents.py": {"demo.sh"},
     "frameworks/test_examples.py": {"load_torch.py", "load_transformers.py"},
     "examples/test_scripts.py": {"load_safetensors.py", "load_numpy.py", "finetune_dedup.sh", "compare_safetensors.py",
-                                 "flip_bit.py", "config.toml"},
+                                 "flip_bit.py", "config.toml", "deep_compression.py"},
     "examples/test_nginx.py": {"nginx-serve.conf", "nginx-cache.conf"},
 }
 
@@ -86,6 +86,15 @@ def test_a_fine_tune_of_a_tenth_of_the_tensors_takes_a_tenth_of_the_space(exampl
     written = [float(re.findall(r"([\d.]+) MB written", line)[0]) for line in (base, tuned)]
     assert written[1] < 0.12 * written[0]
     assert not list(tmp_path.glob("modelfs-finetune*")), "it leaves nothing behind"
+
+
+def test_a_network_is_stored_in_a_twentieth_and_still_knows_its_digits(example: Callable[..., Result],
+                                                                      tmp_path: Path) -> None:
+    *_, last = example("deep_compression.py", tmp_path / "work").out.splitlines()
+    times, before, pruned, clustered = map(float, re.search(
+        r"([\d.]+) times smaller; accuracy ([\d.]+) before, ([\d.]+) pruned, ([\d.]+) clustered", last).groups())
+    assert times >= 20
+    assert before > 0.9 and pruned > before - 0.03 and clustered > pruned - 0.01
 
 
 def test_one_flipped_bit_is_found_by_verify(mount: Mounter, example: Callable[..., Result], tmp_path: Path) -> None:
