@@ -106,10 +106,12 @@ def test_a_changed_file_is_made_right(root: Path, tmp_path: Path) -> None:
     assert under_their_names(tmp_path / "out") == FILES
 
 
-def test_a_pull_goes_on_from_the_chunks_that_are_there_and_right(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_pull_goes_on_from_the_chunks_that_are_there_and_right(proxy: FaultProxy, root: Path,
+                                                                 tmp_path: Path) -> None:
     out = tmp_path / "out"
+    weights = max(packs(root), key=lambda path: path.stat().st_size)
     with reading(proxy.url, deadline_s=1, patient=True) as r:
-        proxy.add("truncate", "packs/", after=12 * CHUNK, times=1)
+        proxy.add("truncate", weights.name, after=12 * CHUNK, times=1)
         proxy.add("hang", "packs/")
         with pytest.raises(Unavailable):
             take(r, out)
