@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +80,21 @@ def pco(symbols: Symbols) -> tuple[int, Callable[[], object]]:
     return len(stored), lambda: coder.standalone.simple_decompress_into(stored, out)
 
 
-def ans(symbols: Symbols) -> tuple[int, Callable[[], object]]:
+def constriction(symbols: Symbols, *, ans: bool) -> tuple[int, Callable[[], object]]:
+    """ans: as a stack; else range coding, which is a queue."""
     stream: Any = importlib.import_module("constriction").stream
     counts = np.bincount(symbols, minlength=256).astype(np.float32)
     model = stream.model.Categorical(counts / counts.sum(), perfect=False)
-    coder = stream.stack.AnsCoder()
-    coder.encode_reverse(symbols.astype(np.int32), model)
+    coder = stream.stack.AnsCoder() if ans else stream.queue.RangeEncoder()
+    (coder.encode_reverse if ans else coder.encode)(symbols.astype(np.int32), model)
     stored = coder.get_compressed()
-    return stored.nbytes, lambda: stream.stack.AnsCoder(stored).decode(model, len(symbols))
-
-
-def range_queue(symbols: Symbols) -> tuple[int, Callable[[], object]]:
-    stream: Any = importlib.import_module("constriction").stream
-    counts = np.bincount(symbols, minlength=256).astype(np.float32)
-    model = stream.model.Categorical(counts / counts.sum(), perfect=False)
-    coder = stream.queue.RangeEncoder()
-    coder.encode(symbols.astype(np.int32), model)
-    stored = coder.get_compressed()
-    return stored.nbytes, lambda: stream.queue.RangeDecoder(stored).decode(model, len(symbols))
+    decoder = stream.stack.AnsCoder if ans else stream.queue.RangeDecoder
+    return stored.nbytes, lambda: decoder(stored).decode(model, len(symbols))
 
 
 CODERS = (Coder("zstd (as now)", zstd), Coder("deflate, Huffman only", deflate), Coder("the same by igzip", igzip),
-          Coder("brotli 5", brotli), Coder("constriction ANS", ans), Coder("constriction range", range_queue),
+          Coder("brotli 5", brotli), Coder("constriction ANS", partial(constriction, ans=True)),
+          Coder("constriction range", partial(constriction, ans=False)),
           Coder("pcodec", pco), Coder("pyppmd order 2", ppmd))
 
 

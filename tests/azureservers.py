@@ -20,7 +20,7 @@ from typing import Any
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
-from servers import die_with_parent
+from servers import die_with_parent, end_server
 
 from modelfs.errors import ObjectMissing, SwapLost
 from modelfs.stores.store import Buffer, ObjectInfo
@@ -42,7 +42,7 @@ def endpoint() -> str:
          "--disableTelemetry", "--skipApiVersionCheck", "--disableProductStyleUrl"], preexec_fn=die_with_parent,
         env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True)
-    atexit.register(_end, process)
+    atexit.register(end_server, process)
     assert process.stdout
     for line in process.stdout:
         if "successfully listens on" in line:
@@ -111,12 +111,3 @@ class Bucket:
 
     def _blob(self, key: str) -> Any:
         return self._container.get_blob_client(f"{self.prefix}/{key}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

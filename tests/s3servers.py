@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.config
 from botocore.exceptions import BotoCoreError, ClientError
-from servers import die_with_parent, free_ports
+from servers import die_with_parent, end_server, free_ports
 
 from modelfs.errors import ObjectMissing, SwapLost
 from modelfs.stores.store import Buffer, ObjectInfo
@@ -242,21 +242,8 @@ def _moto() -> str:
 def _start(command: list[str], stdout: Any) -> subprocess.Popen[bytes]:
     """It is ended at this process's end; where that is killed, by the kernel."""
     process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
-    atexit.register(_end, process)
+    atexit.register(end_server, process)
     return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-
-
 
 
 def _status(error: ClientError) -> int:

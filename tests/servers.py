@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _RUN = """
 import sys
@@ -118,3 +119,12 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def end_server(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -51,7 +51,7 @@ def variant_of(source: Path, repository: str, ref: ModelRef, recipe: Recipe, sta
                           advice=f"It takes as much as {source}; XDG_STATE_HOME says where it is made.") from error
         yield Variant(made, {"recipe": recipe.name,
                              "recipe_document": json.dumps(document_of(recipe), sort_keys=True)})
-        shutil.rmtree(place)
+        shutil.rmtree(place / "copy")  # and not the lock: who waits for it would hold one that others do not find
     finally:
         os.close(lock)
 

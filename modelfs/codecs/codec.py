@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from modelfs.errors import Unsupported
+
 Buffer = bytes | bytearray | memoryview
 
 
 class CodecError(Exception):
     """Stored bytes that this codec did not write."""
+
+
+def unknown_codec(name: str, kind: str = "") -> Unsupported:
+    """kind: what else there is to say of it."""
+    return Unsupported(f"codec {name[:80]!r}{kind}", why="this modelfs does not have it",
+                       advice="Read it with the modelfs that wrote it, or a newer one.")
 
 
 class Codec(Protocol):

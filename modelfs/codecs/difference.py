@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelfs.codecs.blocks import Zstd
-from modelfs.codecs.codec import CodecError
+from modelfs.codecs.codec import CodecError, unknown_codec
 from modelfs.codecs.planes import ZSTD, PlanesCodec
-from modelfs.errors import Unsupported
 
 LEAST_GAIN = 0.9
 """Reading a difference takes two chunks, so it is to save a tenth at least."""
@@ -66,8 +65,7 @@ def difference_named(name: str) -> DifferenceCodec:
     """Raises Unsupported, naming it, for a codec with a base that this modelfs does not have."""
     codec = DIFFERENCES.get(name)
     if codec is None:
-        raise Unsupported(f"codec {name[:80]!r}, which takes a base", why="this modelfs does not have it",
-                          advice="Read it with the modelfs that wrote it, or a newer one.")
+        raise unknown_codec(name, ", which takes a base")
     return codec
 
 

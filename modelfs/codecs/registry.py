@@ -12,7 +12,7 @@ import numpy as np
 
 from modelfs.codecs.affine import AffineCodec
 from modelfs.codecs.blocks import Zstd, sample_of
-from modelfs.codecs.codec import Codec
+from modelfs.codecs.codec import Codec, unknown_codec
 from modelfs.codecs.floats import BF16, F16, F32
 from modelfs.codecs.palette import PaletteCodec
 from modelfs.codecs.parts import PALETTE, PLANES, SPARSE, TOLERANCE, ZSTD, CompactCodec
@@ -21,7 +21,6 @@ from modelfs.codecs.planes import LZ4 as LZ4_PLANES
 from modelfs.codecs.planes import ZSTD as ZSTD_PLANES
 from modelfs.codecs.planes import PlanesCodec
 from modelfs.codecs.sparse import SparseCodec
-from modelfs.errors import Unsupported
 
 # The trial sees at most 8 slices of 4 KiB: benchmarks/codecs.py compares that with a trial on everything.
 _SAMPLE_SLICES = 8
@@ -58,8 +57,7 @@ def codec_named(name: str) -> Codec:
     """Raises Unsupported, naming it, for a codec that this modelfs does not have."""
     codec = CODECS.get(name)
     if codec is None:
-        raise Unsupported(f"codec {name[:80]!r}", why="this modelfs does not have it",
-                          advice="Read it with the modelfs that wrote it, or a newer one.")
+        raise unknown_codec(name)
     return codec
 
 

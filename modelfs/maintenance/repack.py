@@ -170,9 +170,9 @@ class _Repack:
         """What moves of the chunks that are the version's own."""
         first, last = np.searchsorted(self._orders, [version.chunks.start, version.chunks.stop])
         rows = self._moved[first:last].tolist()
-        found = stored_chunks(self.repository.store, map(self._located, rows), self._elsewhere, self.renew)
+        found = stored_chunks(self.repository, map(self._located, rows), self._elsewhere, self.renew)
         for row, copy in zip(rows, found, strict=True):
-            self._packs.add(copy.chunk, copy.data, head=bool(self._chunks.rows["head"][row]))
+            copy.into(self._packs, head=bool(self._chunks.rows["head"][row]))
             self.bytes += len(copy.data)
             self.progress(len(copy.data), self._total)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, pairwise
 from threading import Lock
 from typing import Literal
@@ -79,7 +80,7 @@ class CodecNumbers:
             return list(self._numbers)
 
 
-@dataclass(slots=True)
+@dataclass
 class Survey:
     """faults: at most MAX_FAULTS. indexes: those that could be read. bad_layouts, bad_indexes: what `repair` makes
     anew. rows: of every chunk and place that a version or an index names, bases among them, each once, sorted."""
@@ -113,11 +114,13 @@ class Survey:
 
     def bases(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Of rows that have one, the row of the base; -1 where it is none of rows."""
-        places, wanted = self._places(), comparable(_bytes_of(self.rows[rows])[:, -_WHERE:])
+        places, wanted = self._places, comparable(_bytes_of(self.rows[rows])[:, -_WHERE:])
         at = np.minimum(np.searchsorted(places, wanted), max(len(places) - 1, 0))
         return np.where(places[at] == wanted, at, -1)
 
+    @cached_property
     def _places(self) -> NDArray[np.bytes_]:
+        """Looked at when the survey is over: of a million rows a copy of 40 MB, which each difference would make."""
         return comparable(_bytes_of(self.rows)[:, :_WHERE])
 
     def packs(self) -> list[tuple[ObjectId, slice]]:

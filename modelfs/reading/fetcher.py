@@ -177,11 +177,10 @@ class Fetcher:
 
     def _bases_beside(self, flights: Sequence[Flight]) -> None:
         """Behind their differences, which are smaller and can wait for them in fewer bytes than the other way round."""
-        for priority in Priority:
-            bases = [base for flight in flights if flight.priority is priority and flight.source is not None
-                     and (base := base_of(flight)) is not None]
-            if bases:
-                self.ensure(bases, None, priority)
+        bases = [(flight.priority, base) for flight in flights if flight.source is not None
+                 and (base := base_of(flight)) is not None]
+        for priority in dict.fromkeys(priority for priority, _ in bases):
+            self.ensure([base for its, base in bases if its is priority], None, priority)
 
     def _companion(self, flight: Flight, found: Companion) -> Flight | None:
         """Under the queue's lock. None where the chunk is on its way already, or was here a moment ago."""

@@ -14,15 +14,16 @@ from itertools import chain
 
 from modelfs.codecs import encode_chunk
 from modelfs.errors import IntegrityError
-from modelfs.ids import ChunkId, ObjectId
+from modelfs.ids import ChunkId
 from modelfs.reading.flights import MAX_GAP
 from modelfs.repository import keys
 from modelfs.repository.changing import Renew
 from modelfs.repository.chunk import ChunkRef, open_chunk
 from modelfs.repository.index import Located
+from modelfs.repository.pack import OpenPacks
 from modelfs.repository.parallel import in_parallel
 from modelfs.repository.places import Place
-from modelfs.stores.store import ObjectStore
+from modelfs.repository.repository import Repository
 from modelfs.units import MiB
 
 _READERS = 3
@@ -39,16 +40,19 @@ class StoredChunk:
     chunk: Located
     data: memoryview
 
+    def into(self, packs: OpenPacks, *, head: bool) -> None:
+        packs.add(self.chunk.id, self.chunk.length, self.chunk.place.codec, self.data, head=head)
 
-def stored_chunks(store: ObjectStore, wanted: Iterable[Located], elsewhere: Elsewhere,
+
+def stored_chunks(repository: Repository, wanted: Iterable[Located], elsewhere: Elsewhere,
                   renew: Renew) -> Iterator[StoredChunk]:
     """One for each of wanted, in its order. Raises IntegrityError, also of a codec that is not known here; Unavailable,
     Forbidden."""
     def read(run: list[Located]) -> list[StoredChunk]:
         try:
-            return _proved(store, run, renew)
+            return _proved(repository, run, renew)
         except IntegrityError as error:
-            return [_from_anywhere(store, chunk, elsewhere, renew, error) for chunk in run]
+            return [_from_anywhere(repository, chunk, elsewhere, renew, error) for chunk in run]
 
     return chain.from_iterable(in_parallel(_READERS, read, _neighbours(wanted)))
 
@@ -69,39 +73,33 @@ def _neighbours(wanted: Iterable[Located]) -> Iterator[list[Located]]:
         yield run
 
 
-def _from_anywhere(store: ObjectStore, chunk: Located, elsewhere: Elsewhere, renew: Renew,
+def _from_anywhere(repository: Repository, chunk: Located, elsewhere: Elsewhere, renew: Renew,
                    error: IntegrityError) -> StoredChunk:
     """By itself, where it was said to be first: of its run another may be the false one."""
     for place in chain([chunk.place], elsewhere(chunk.id)):
         with suppress(IntegrityError):
-            return _proved(store, [replace(chunk, place=place)], renew)[0]
+            return _proved(repository, [replace(chunk, place=place)], renew)[0]
     raise error
 
 
-def _proved(store: ObjectStore, run: list[Located], renew: Renew) -> list[StoredChunk]:
+def _proved(repository: Repository, run: list[Located], renew: Renew) -> list[StoredChunk]:
     first, last = run[0].place, run[-1].place
-    data = _bytes_at(store, first.pack, first.offset, last.offset + last.length - first.offset, renew)
+    data = memoryview(bytearray(last.offset + last.length - first.offset))
+    with repository.store.open_range(keys.pack(first.pack), first.offset, len(data), renew().patient()) as stream:
+        stream.readinto(data)
     found = [StoredChunk(chunk, data[place.offset - first.offset:place.offset - first.offset + place.length])
              for chunk in run for place in (chunk.place,)]
-    return [_checked(store, each, renew) for each in found]
+    return [_checked(repository, each, renew) for each in found]
 
 
-def _checked(store: ObjectStore, each: StoredChunk, renew: Renew) -> StoredChunk:
+def _checked(repository: Repository, each: StoredChunk, renew: Renew) -> StoredChunk:
     chunk, place = each.chunk, each.chunk.place
-    out = memoryview(bytearray(chunk.length))
-    if place.base is None:
-        open_chunk(ChunkRef(chunk.id, chunk.length), place, each.data, out)
-        return each
-    base, at = memoryview(bytearray(chunk.length)), place.base.place
-    open_chunk(ChunkRef(place.base.id, chunk.length), at, _bytes_at(store, at.pack, at.offset, at.length, renew), base)
+    out, base = memoryview(bytearray(chunk.length)), None
+    if place.base is not None:
+        base = repository.chunk_at(ChunkRef(place.base.id, chunk.length), place.base.place, renew().patient())
     open_chunk(ChunkRef(chunk.id, chunk.length), place, each.data, out, base)
+    if base is None:
+        return each
     codec, stored = encode_chunk(out, 0)
     return StoredChunk(replace(chunk, place=replace(place, length=len(stored), codec=codec, base=None)),
                        memoryview(stored))
-
-
-def _bytes_at(store: ObjectStore, pack: ObjectId, offset: int, length: int, renew: Renew) -> memoryview:
-    data = memoryview(bytearray(length))
-    with store.open_range(keys.pack(pack), offset, length, renew().patient()) as stream:
-        stream.readinto(data)
-    return data

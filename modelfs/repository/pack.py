@@ -74,10 +74,11 @@ class OpenPacks:
         self._put = put
         self._writers = {head: _writer(head) for head in (False, True)}
 
-    def add(self, chunk: Located, stored: memoryview, *, head: bool) -> None:
-        """stored: as the chunk lies at its place."""
+    def add(self, id: ChunkId, length: int, codec: str, stored: bytes | memoryview, base: Base | None = None, *,
+            head: bool) -> None:
+        """As PackWriter.add."""
         writer = self._writers[head]
-        writer.add(chunk.id, chunk.length, chunk.place.codec, stored)
+        writer.add(id, length, codec, stored, base)
         if writer.full:
             self._seal(head)
 

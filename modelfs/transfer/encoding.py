@@ -21,7 +21,7 @@ from modelfs.formats import describe
 from modelfs.ids import ChunkId, Digest
 from modelfs.repository.chunking import Cut, cut
 from modelfs.repository.manifest import FileEntry
-from modelfs.repository.pack import HEAD_TARGET_BYTES, PackWriter, SealedPack
+from modelfs.repository.pack import OpenPacks, SealedPack
 from modelfs.repository.places import Base
 from modelfs.transfer.bases import BaseChunk, Bases, LikeFile
 from modelfs.transfer.scan import SourceFile, unreadable
@@ -56,14 +56,12 @@ class Tree:
 class Encoder:
     """Encodes files one after another; `packs` come out through `put`, called from this thread, in file order."""
 
-    def __init__(self, chunk_size: int, jobs: int, known: Known, put: Callable[[SealedPack], None],
-                 head_put: Callable[[SealedPack], None], advance: Callable[[int, int], None],
-                 bases: Bases | None = None) -> None:
-        """advance(decoded bytes, of which were known already). bases: what chunks may be differences to."""
+    def __init__(self, chunk_size: int, jobs: int, known: Known, put: Callable[[SealedPack, bool], None],
+                 advance: Callable[[int, int], None], bases: Bases | None = None) -> None:
+        """put: as OpenPacks takes it. advance(decoded bytes, of which were known already). bases: what chunks may be
+        differences to."""
         self._chunk_size, self._jobs, self._known = chunk_size, jobs, known
-        self._sinks = {False: put, True: head_put}
-        self._targets = {False: PackWriter, True: lambda: PackWriter(HEAD_TARGET_BYTES)}
-        self._writers = {False: PackWriter(), True: PackWriter(HEAD_TARGET_BYTES)}
+        self._packs = OpenPacks(put)
         self._advance, self._bases = advance, bases
         self._claimed: set[ChunkId] = set()  # guarded by _lock
         self._lock = threading.Lock()
@@ -78,9 +76,7 @@ class Encoder:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        for head, writer in self._writers.items():
-            if len(writer):
-                self._sinks[head](writer.seal())
+        self._packs.seal()
         return self.tree
 
     def _file(self, pool: ThreadPoolExecutor, file: SourceFile) -> None:
@@ -102,7 +98,7 @@ class Encoder:
                     self.tree.heads.add(chunk.id)
                 self._advance(len(chunk.data), 0 if chunk.stored is not None else len(chunk.data))
                 if chunk.stored is not None:
-                    self._pack(chunk)
+                    self._packs.add(chunk.id, len(chunk.data), chunk.codec, chunk.stored, chunk.base, head=chunk.head)
             after = os.fstat(fd)
             if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != \
                     (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
@@ -144,14 +140,6 @@ class Encoder:
                 return False
             self._claimed.add(id)
             return True
-
-    def _pack(self, chunk: Encoded) -> None:
-        assert chunk.stored is not None
-        writer = self._writers[chunk.head]
-        writer.add(chunk.id, len(chunk.data), chunk.codec, chunk.stored, chunk.base)
-        if writer.full:
-            self._sinks[chunk.head](writer.seal())
-            self._writers[chunk.head] = self._targets[chunk.head]()
 
 
 def _smaller(whole: Encoded, base: BaseChunk, width: int) -> Encoded:

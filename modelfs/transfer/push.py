@@ -149,8 +149,7 @@ class _Push:
     def _encode(self, files: Iterable[SourceFile], progress: PushProgress, bases: Bases | None = None) -> Tree:
         with Uploads(self._put_pack) as uploads:
             encoder = Encoder(self.repository.info.chunk_size, self.options.jobs or os.cpu_count() or 1, self._known,
-                              uploads.put, lambda pack: self._head(pack, uploads), progress.advance,
-                              bases)
+                              lambda pack, head: self._sealed(pack, head, uploads), progress.advance, bases)
             return encoder.run(files)
 
     def _load_indexes(self, catalog: Catalog) -> None:
@@ -176,8 +175,9 @@ class _Push:
                 return True
         return id in self.resumed or self._indexed(id) is not None
 
-    def _head(self, pack: SealedPack, uploads: Uploads) -> None:
-        self.heads.add(pack.id)
+    def _sealed(self, pack: SealedPack, head: bool, uploads: Uploads) -> None:
+        if head:
+            self.heads.add(pack.id)
         uploads.put(pack)
 
     def _put_pack(self, pack: SealedPack) -> None:

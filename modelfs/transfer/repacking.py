@@ -119,9 +119,9 @@ class Repacker:
         self.copier.progress.advance(known, known)
         self.copier.done.known += known
         wanted = (Located(of.chunk_id(row), int(of.chunk_lengths[row]), placed.place(row)) for row in rows)
-        found = stored_chunks(self.source.store, wanted, self._elsewhere, self.renew)
+        found = stored_chunks(self.source, wanted, self._elsewhere, self.renew)
         for row, copy in zip(rows, found, strict=True):
-            packs.add(copy.chunk, copy.data, head=bool(head_rows[row]))
+            copy.into(packs, head=bool(head_rows[row]))
             self.copier.progress.advance(len(copy.data), 0)
         return _Copied(of, heads)
 

@@ -23,7 +23,7 @@ from modelfs.stores.file_store import FileStore
 from modelfs.units import MiB
 
 SIZE = 90 * MiB
-SMALL_PACKS = "from modelfs.repository.pack import PackWriter; PackWriter.__init__.__defaults__ = (1 << 20,)"
+SMALL_PACKS = "from modelfs.repository import pack; pack.TARGET_BYTES = 1 << 20"
 
 
 def start(source: Path, repository: Path, environ: dict[str, str]) -> subprocess.Popen[bytes]:
