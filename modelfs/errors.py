@@ -97,3 +97,7 @@ class SwapLost(Conflict):
 
 class NoSpace(ModelfsError):
     exit_code, errno = 8, errno.ENOSPC
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the kernel says where NoSpace is meant."""

@@ -19,14 +19,13 @@ import numpy.typing as npt
 
 from modelfs.compression.layout import StoredTensor
 from modelfs.compression.plan import Range, untouched_report
-from modelfs.errors import BadInput, Conflict, Forbidden, ModelfsError, NoSpace, NotFound
+from modelfs.errors import NO_SPACE, BadInput, Conflict, Forbidden, ModelfsError, NoSpace, NotFound
 from modelfs.formats.archive import Member
 from modelfs.transforms import Choice, Comparison, LeftAlone, Part, ReadTensor, Survey, TensorReport, Transform
 from modelfs.transforms.dtypes import decode_array, encode, stored_as
 from modelfs.units import MiB
 
 _PIECE = 4 * MiB
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Task(Protocol):
@@ -195,7 +194,7 @@ def read_tensor(fd: int, tensor: StoredTensor, where: str) -> ReadTensor:
 def disk_error(error: OSError, where: str) -> ModelfsError:
     """For OSErrors of sources and destinations."""
     where, why = str(error.filename or where), error.strerror or str(error)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return NoSpace("no room to compress to", where=where, why=why,
                        advice="Make room and run it again: it goes on.")
     if isinstance(error, PermissionError):

@@ -24,6 +24,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from modelfs.errors import (
+    NO_SPACE,
     DeadlinePassed,
     Forbidden,
     Malformed,
@@ -43,7 +44,6 @@ _TEMPORARY = re.compile(r"\.[a-z0-9.]+\.[0-9a-f]{16}")
 _PIECE = 8 * MiB  # between two looks at the deadline
 _LOCK_WAIT_S = 0.01  # flock has no time limit of its own
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_OBJECT = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENOTEMPTY, errno.EEXIST})
 
@@ -283,7 +283,7 @@ class FileStore:
     def _translated(self, error: OSError, key: str, writing: bool) -> ModelfsError:
         where, why = self._where(key), error.strerror or str(error)
         doing = "written" if writing else "read"
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             return NoSpace("an object cannot be written", where=where, why=why)
         if error.errno in _REFUSED:
             return Forbidden(f"an object may not be {doing}", where=where, why=why)

@@ -6,7 +6,6 @@ file beside it, and the next pull goes on from the chunks in it that hash as the
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from modelfs.errors import BadInput, Conflict, Forbidden, ModelfsError, NoSpace, NotFound
+from modelfs.errors import NO_SPACE, BadInput, Conflict, Forbidden, ModelfsError, NoSpace, NotFound
 from modelfs.ids import ChunkId, Digest
 from modelfs.metrics import Metrics
 from modelfs.reading.fetcher import Fetcher
@@ -33,7 +32,6 @@ _BATCH = 16 * MiB
 _LEAST_COST = 256 * KiB  # 256 small files open at a time: within the usual limit of 1024 descriptors
 _PART = ".modelfs-part"
 _MAX_NAME = 255
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +296,7 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
 
 def _disk_error(error: OSError, destination: Path) -> ModelfsError:
     where, why = str(error.filename or destination), error.strerror or str(error)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return NoSpace("no room to pull to", where=where, why=why, advice="Make room and pull again: it goes on.")
     if isinstance(error, PermissionError):
         return Forbidden("cannot be written", where=where, why=why)
