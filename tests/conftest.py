@@ -12,6 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from results import Result
 
+# Workers of pytest share the cores, and threads of BLAS that wait for one by turning are six times as slow then. Before
+# anything imports numpy, and for every command that is run.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # No deadline: the machine is shared, and a slow example is no failing one.
 settings.register_profile("modelfs", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelfs")

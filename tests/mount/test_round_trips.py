@@ -11,9 +11,12 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faultproxy import FaultProxy
 from mount.mounting import Mounter, reader, until
+from mount.readers import storm
+from weights import gaussian
 
 from modelfs.units import KiB, MiB
 
@@ -54,6 +57,11 @@ def header_bytes(path: Path) -> int:
         (length,) = struct.unpack("<Q", file.read(8))
         json.loads(file.read(length))
     return 8 + int(length)
+
+
+def highest_bytes(pid: int) -> int:
+    """VmHWM."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) * KiB
 
 
 @pytest.mark.parametrize(("first", "beside"), [("modelfs.json", "catalog.json"), ("catalog.json", "modelfs.json"),
@@ -128,10 +136,29 @@ def test_sixteen_cold_readers_and_three_files_that_are_brought_stay_below_512_mi
                 each.wait(120)
                 assert each.stdout and each.stdout.read() == "read\n"
             until(lambda: mounted.status()["cache"]["bytes"] >= 3 * 64 * MiB, 60)
-            status = Path(f"/proc/{mounted.status()['pid']}/status").read_text()
+            assert highest_bytes(mounted.status()["pid"]) < 512 * MiB
         finally:
             for each in readers:
                 each.kill()
                 each.wait()
-    highest_kib = int(status.split("VmHWM:")[1].split()[0])
-    assert highest_kib < 512 * KiB
+
+
+def test_random_reads_of_many_of_the_largest_chunks_by_64_threads_stay_below_512_mib(mount: Mounter,
+                                                                                   tmp_path: Path) -> None:
+    source, chunk = tmp_path / "large", 16 * MiB
+    source.mkdir()
+    weights = (gaussian(chunk // 2).view(np.uint32) >> 16).astype("<u2")
+    header = json.dumps({"layer": {"dtype": "BF16", "shape": [12, chunk // 2], "data_offsets": [0, 12 * chunk]}})
+    with (source / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header.encode())
+        for number in range(12):  # none equal to another
+            file.write((weights ^ np.uint16(number)).data)
+    assert mount.run("init", "repository", "--chunk-size", "16MiB").returncode == 0
+    assert mount.run("push", "large", "repository", "acme/large").returncode == 0
+    with FaultProxy(tmp_path / "repository") as proxy:
+        mounted = mount(proxy.url, "--model", "acme/large", "--cache-size", "48MiB")
+        with storm(mounted.place, source) as readers:
+            readers.go_on(150)
+            assert readers.finish() == "[]"
+        assert mounted.status()["counters"]["chunks_fetched"] > 2 * 12
+        assert highest_bytes(mounted.status()["pid"]) < 512 * MiB
