@@ -1,7 +1,8 @@
 """`modelfs` and `python -m modelfs`: the command line as a process.
 
 Rule: Ctrl-C ends it with 130 and one line at most, whenever it comes: while modules are imported, while other threads
-wait for a store that hangs, and while the interpreter shuts down.
+wait for a store that hangs, and while the interpreter shuts down. Before `run` Python has its own say, a traceback, so
+nothing is imported above that takes time (threading and contextlib: 3 ms).
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import atexit
 import os
 import signal
 import sys
-import threading
-from contextlib import suppress
 
 INTERRUPTED = 130
 _GRACE_S = 2.0
@@ -46,6 +45,8 @@ def run() -> int:
 def _end(ended: list[int]) -> None:
     """Where object stores were used, all is done but to take the interpreter down, and that ends tokio's threads in the
     middle of what they do, for which Rust aborts the process."""
+    from contextlib import suppress
+
     if ended and "modelfs.stores.cloud_calls" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
@@ -55,8 +56,10 @@ def _end(ended: list[int]) -> None:
 
 def _interrupt(*_: object) -> None:
     """Once as Python has it, and then for a moment only; a second Ctrl-C does not wait at all."""
+    from threading import Timer  # loaded long since
+
     signal.signal(signal.SIGINT, lambda *_: _leave())
-    watchdog = threading.Timer(_GRACE_S, _leave)
+    watchdog = Timer(_GRACE_S, _leave)
     watchdog.daemon = True
     watchdog.start()
     raise KeyboardInterrupt

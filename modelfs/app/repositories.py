@@ -5,19 +5,21 @@ Rule: a REPO argument means the same to every command.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from modelfs.config import Config, RemoteConfig
-from modelfs.errors import NotFound
+from modelfs.errors import BadInput, NotFound
 from modelfs.metrics import Metrics
 from modelfs.repository import keys
 from modelfs.repository.repository import ObjectCache, Repository
 from modelfs.stores.cloud_access import CloudOptions
 from modelfs.stores.file_store import FileStore
-from modelfs.stores.opening import TlsFiles, is_cloud, is_http, open_store
+from modelfs.stores.opening import TlsFiles, is_cloud, is_http, is_network, open_store
 from modelfs.stores.replicas import Replicas
 from modelfs.stores.retrying import MeteredStore, RetryingStore, Tell
 from modelfs.stores.store import ObjectStore
@@ -25,6 +27,7 @@ from modelfs.stores.throttled import Throttle, ThrottledStore
 from modelfs.tokens import ClientToken
 from modelfs.units import Deadline
 
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}(?:/|$)")
 _MIRRORED_STALL_S = 4.0  # the next mirror is asked instead
 _NO_TOKEN = "It was asked without a token: name its file by MODELFS_TOKEN_FILE, or as token_file of a remote."
 
@@ -66,6 +69,9 @@ def stores_of(config: Config, spec: str, metrics: Metrics | None = None, *,
 def _open(config: Config, url: str, remote: RemoteConfig | None, stall_s: float | None,
           tell: Tell | None) -> ObjectStore:
     connections = config.fetch.connections
+    if _HOST_AND_PORT.match(url) and not os.path.lexists(url):
+        raise BadInput(f"not a repository {url!r}", why="a URL begins with http:// or https://",
+                       advice=f"Is it http://{url}? A directory of that name is ./{url}")
     if is_cloud(url):
         cloud = CloudOptions(remote.endpoint, remote.region, remote.anonymous, bool(remote.etcd)) if remote else None
         return open_store(url, connections=connections, cloud=cloud, tell=tell)
@@ -94,6 +100,19 @@ def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
         return None
     store = open_store(url)
     return store.sweep if isinstance(store, FileStore) else None
+
+
+def check_outside(config: Config, spec: str, source: Path) -> None:
+    """That the repository is no directory in source, which each push would then push with all pushes before it."""
+    remote = config.remotes.get(spec)
+    url = remote.urls[0] if remote else spec
+    if is_network(url):
+        return
+    store, whole = open_store(url), os.path.realpath(source)
+    if isinstance(store, FileStore) and Path(os.path.realpath(store.root)).is_relative_to(whole):
+        raise BadInput("the repository lies in what is to be pushed", where=str(store.root),
+                       why=f"every push would store it once more, as files of {whole}",
+                       advice="Move the repository to another directory, or name the one with the model.")
 
 
 def deadline_of(config: Config) -> Deadline:

@@ -55,7 +55,7 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     version is there all the same, and `modelfs replicate` brings it to the others later. A variant, such as
     org/name@int8 of --recipe int8, is a tag beside the others; its parent is what latest names.
     """
-    from modelfs.app.repositories import deadline_of, repository_at
+    from modelfs.app.repositories import check_outside, deadline_of, repository_at
     from modelfs.app.syncing import check_enough, hold_by
     from modelfs.app.transfers import throttled
     from modelfs.paths import state_dir
@@ -70,6 +70,7 @@ def command(session: Session, src: str, repo: str, model: str, message: str | No
     options = PushOptions(state_dir(session.environ), lambda: deadline_of(config), message, _metadata(meta),
                           jobs or 0, follow_links, dry_run, delta or base is not None,
                           None if base is None else ModelRef.parse(base))
+    check_outside(config, repo, Path(src))
     repository = throttled(repository_at(config, repo, tell=session.output.note), throttle)
     with ExitStack() as copy:
         source = Path(src)

@@ -173,7 +173,8 @@ def _fusermount(mountpoint: Path, lazy: bool) -> None:
         raise not_mounted(mountpoint)
     if "busy" in done.stderr:
         raise _busy(mountpoint)
-    raise Forbidden("cannot unmount", where=str(mountpoint), why=done.stderr.strip())
+    raise Forbidden("cannot unmount", where=str(mountpoint), why=done.stderr.strip(),
+                    advice="Who mounted it can, or root.")
 
 
 def _busy(mountpoint: Path) -> Conflict:

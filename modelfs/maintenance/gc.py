@@ -11,10 +11,11 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from modelfs.errors import BadInput, IntegrityError, ObjectMissing
 from modelfs.ids import ObjectId
-from modelfs.maintenance.living import Living, living
+from modelfs.maintenance.living import Living, Seen, living
 from modelfs.maintenance.repack import Progress, Repacked, repack
 from modelfs.maintenance.retention import Retention, retire
 from modelfs.repository import keys
@@ -104,7 +105,8 @@ def _collect(repository: Repository, options: GcOptions, left: Collection[Object
     indexes follow the layouts, whose packs may be new."""
     deleted = freed = 0
     while True:
-        plan = until_swapped(repository, "gc", options.renew, lambda state: _plan(repository, state, options, left))
+        seen = Seen()
+        plan = until_swapped(repository, "gc", options.renew, partial(_plan, repository, options, left, seen))
         gone = plan.due if options.dry_run else _delete(repository, plan, options)
         deleted += len(gone)
         freed += _size(gone)
@@ -119,12 +121,12 @@ def _collect(repository: Repository, options: GcOptions, left: Collection[Object
                     _size(plan.waiting) + _size(plan.due) - _size(gone))
 
 
-def _plan(repository: Repository, state: CatalogState, options: GcOptions,
-          left: Collection[ObjectId] | None) -> _Plan:
+def _plan(repository: Repository, options: GcOptions, left: Collection[ObjectId] | None, seen: Seen,
+          state: CatalogState) -> _Plan:
     """Swaps in the catalog that drops what is dead. Raises SwapLost."""
     objects = {info.key: info for kind in _KINDS for info in repository.store.list(kind, options.renew())}
     reindex = left is not None and state.catalog.replica_of is None  # of a replica the layouts follow the indexes
-    found = _living(repository, state.catalog, objects, options, reindex)
+    found = _living(repository, state.catalog, objects, options, seen, reindex)
     now = options.clock()
     dropped = _still_dropped(state.catalog, found.live, objects, now)
     once = found.once | {keys.pack(id) for id in left or ()}
@@ -143,9 +145,9 @@ def _plan(repository: Repository, state: CatalogState, options: GcOptions,
 
 
 def _living(repository: Repository, catalog: Catalog, objects: Mapping[str, ObjectInfo], options: GcOptions,
-            reindex: bool) -> Living:
+            seen: Seen, reindex: bool) -> Living:
     try:
-        return living(repository, catalog, objects, options.renew, options.jobs, reindex=reindex)
+        return living(repository, catalog, objects, options.renew, options.jobs, seen, reindex=reindex)
     except IntegrityError as error:
         raise IntegrityError("gc cannot tell what is still needed, and deletes nothing", where=repository.store.url,
                              why=str(error), advice="Run `modelfs verify --repair` first.") from error

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelfs.errors import IntegrityError
-from modelfs.ids import ChunkId, ObjectId
+from modelfs.ids import ChunkId, ModelName, ObjectId
 from modelfs.maintenance.placing import comparable, placing_of
 from modelfs.repository import index, keys
 from modelfs.repository.catalog import Catalog
@@ -23,6 +23,7 @@ from modelfs.repository.index import Index, Located
 from modelfs.repository.parallel import in_parallel
 from modelfs.repository.places import NO_BASE, PlaceTable
 from modelfs.repository.repository import Repository
+from modelfs.stores.store import ObjectInfo
 
 _WAITING_IDS = 1 << 20
 
@@ -46,23 +47,36 @@ class _Walk:
     tombstones: set[ObjectId] = field(default_factory=set)
 
 
-def living(repository: Repository, catalog: Catalog, listed: Container[str], renew: Renew, jobs: int, *,
-           reindex: bool = False) -> Living:
-    """listed: keys of what the store has. reindex: a chunk whose index row leads elsewhere than to the packs of layouts
-    gets one of those, if the pack itself says so, and what held it before may go. Raises IntegrityError, Unavailable,
-    Forbidden."""
+class Seen:
+    """What the walks of one gc have read. After a swap that it lost, only what came since is read: else a large
+    repository that many push to would never be walked before the next push.
+
+    Of versions only all or nothing is believed: as long as each is there, with the layout that was listed before it was
+    read. One that is replaced again within a tick of the store's clock goes unseen: it may be false then, as any may.
+    """
+
+    def __init__(self) -> None:
+        self.histories: dict[ObjectId, _Walk] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        self.layouts: dict[ObjectId, ObjectInfo] = {}
+        self.packs: set[ObjectId] = set()
+        self.ids = _Ids()
+
+
+def living(repository: Repository, catalog: Catalog, listed: Mapping[str, ObjectInfo], renew: Renew, jobs: int,
+           seen: Seen, *, reindex: bool = False) -> Living:
+    """listed: what the store has, by key. seen: by earlier walks of the same gc. reindex: a chunk whose index row leads
+    elsewhere than to the packs of layouts gets one of those, if the pack itself says so, and what held it before may
+    go. Raises IntegrityError, Unavailable, Forbidden."""
     indexes = dict(zip(catalog.indexes, in_parallel(jobs, lambda id: repository.index(id, renew()), catalog.indexes),
                        strict=True))
-    walk = _histories(repository, catalog, renew)
-    packs: set[ObjectId] = set()
-    ids = _Ids()
-    for used, chunk_ids in in_parallel(jobs, lambda id: _version(repository, id, [*indexes.values()], renew),
-                                       sorted(walk.manifests)):
-        packs |= used
-        ids.add(chunk_ids)
+    walk = _histories(repository, catalog, renew, jobs, seen)
+    packs = _versions(repository, walk.manifests, [*indexes.values()], listed, renew, jobs, seen)
     indexed = {id for table in indexes.values() for id in _packs(table.places)}
     usable = {id for id in packs | indexed if keys.pack(id) in listed and keys.pack(id) not in catalog.dropped}
-    covered = _Covered(ids.all())
+    covered = _Covered(seen.ids.all())
     for table in indexes.values():
         covered.within(table, packs & usable)
     added: list[Located] = []
@@ -85,25 +99,54 @@ def living(repository: Repository, catalog: Catalog, listed: Container[str], ren
     return Living(frozenset(live), kept, rewritten, frozenset(once - live))
 
 
-def _histories(repository: Repository, catalog: Catalog, renew: Renew) -> _Walk:
+def _histories(repository: Repository, catalog: Catalog, renew: Renew, jobs: int, seen: Seen) -> _Walk:
+    named = {digest: model for model, digest in [*catalog.models.items(), *catalog.removed.items()]}
+    new = [digest for digest in named if digest not in seen.histories]
+    for digest, found in zip(new, in_parallel(jobs, lambda digest: _history(repository, digest, named[digest], renew),
+                                              new), strict=True):
+        seen.histories[digest] = found
     walk = _Walk()
-    for model, digest in [*catalog.models.items(), *catalog.removed.items()]:
-        rows = repository.history_at(digest, model, renew())
-        walk.live |= {keys.history(digest), *(keys.history(part.digest) for part in rows.segments)}
-        walk.manifests |= {version.manifest for version in repository.versions(rows, renew())}
-        walk.tombstones |= {row.manifest for row in rows.removed}
+    for digest in named:
+        walk.live |= seen.histories[digest].live
+        walk.manifests |= seen.histories[digest].manifests
+        walk.tombstones |= seen.histories[digest].tombstones
     walk.live |= {key for id in walk.manifests for key in (keys.manifest(id), keys.layout(id))}
     return walk
 
 
+def _history(repository: Repository, digest: ObjectId, model: ModelName, renew: Renew) -> _Walk:
+    rows = repository.history_at(digest, model, renew())
+    return _Walk({keys.history(digest), *(keys.history(part.digest) for part in rows.segments)},
+                 {version.manifest for version in repository.versions(rows, renew())},
+                 {row.manifest for row in rows.removed})
+
+
+def _versions(repository: Repository, manifests: set[ObjectId], indexes: list[Index], listed: Mapping[str, ObjectInfo],
+              renew: Renew, jobs: int, seen: Seen) -> set[ObjectId]:
+    """The packs that all versions need; the ids of their chunks are in seen then."""
+    layouts = {id: listed.get(keys.layout(id)) for id in manifests}
+    if any(layouts.get(id) != info for id, info in seen.layouts.items()):
+        seen.forget()
+    new = sorted(manifests - seen.layouts.keys())
+    walked = in_parallel(jobs, lambda id: _version(repository, id, indexes, renew), new)
+    for id, (packs, chunk_ids, by_layout) in zip(new, walked, strict=True):
+        seen.packs |= packs
+        seen.ids.add(chunk_ids)
+        info = layouts[id]
+        if by_layout and info is not None and info.modified:
+            seen.layouts[id] = info
+    return set(seen.packs)
+
+
 def _version(repository: Repository, id: ObjectId, indexes: list[Index],
-             renew: Renew) -> tuple[set[ObjectId], NDArray[np.uint8]]:
-    """The packs that a version needs, and the ids of its chunks."""
+             renew: Renew) -> tuple[set[ObjectId], NDArray[np.uint8], bool]:
+    """The packs that a version needs, the ids of its chunks, and whether its layout says so, not the indexes."""
     manifest = repository.manifest(id, renew())
     placing = placing_of(repository, manifest, indexes, renew())
     if not placing.known.all():
         raise placing.fault or IntegrityError(f"manifest {id.hex()[:16]}", why="chunks without a place")
-    return _packs(placing.layout.places, np.unique(placing.layout.row_place).astype(np.intp)), manifest.chunk_ids
+    packs = _packs(placing.layout.places, np.unique(placing.layout.row_place).astype(np.intp))
+    return packs, manifest.chunk_ids, placing.fault is None
 
 
 def _holders(repository: Repository, id: ObjectId, covered: _Covered, renew: Renew) -> set[ObjectId]:

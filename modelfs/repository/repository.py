@@ -245,8 +245,10 @@ class Repository:
         tag = ref.tag or "latest"
         number = rows.live_tags.get(tag)
         if number is None:
+            tags = [*rows.live_tags]
             raise NotFound(f"no tag {tag} of {ref.model}", where=self.store.url,
-                           why=f"its tags are {', '.join(rows.live_tags) or 'none'}")
+                           why=f"its tags are {', '.join(tags) or 'none'}",
+                           advice="" if ref.tag else f"Say which is meant, as in {ref.model}:{(*tags, 'vN')[0]}.")
         return Resolved(self.version(rows, number, deadline), tag, rows)
 
     def manifest(self, id: ObjectId, deadline: Deadline) -> Manifest:

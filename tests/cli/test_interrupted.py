@@ -89,10 +89,13 @@ def test_a_push_leaves_whole_packs_that_the_next_push_uses_and_nothing_else(
     assert left <= files(repository)
 
 
-def test_ctrl_c_while_modules_are_imported_prints_no_traceback(tmp_path: Path, environ: dict[str, str]) -> None:
+@pytest.mark.parametrize("module", ["threading", "click"])
+def test_ctrl_c_while_modules_are_imported_prints_no_traceback(tmp_path: Path, environ: dict[str, str],
+                                                               module: str) -> None:
+    """The first that is imported and Python had not at its start, and one of the command line's."""
     hold = tmp_path / "hold"
     os.mkfifo(hold)
-    (tmp_path / "click.py").write_text(f"open({str(hold)!r}).read()\n")  # stands in for a module that takes long
+    (tmp_path / f"{module}.py").write_text(f"open({str(hold)!r}).read()\n")  # stands in for a module that takes long
     process = subprocess.Popen([sys.executable, "-m", "modelfs", "version"], cwd=tmp_path, text=True,
                                env={**environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -254,7 +255,24 @@ def test_on_a_terminal_there_is_progress_and_without_one_there_is_not(
             shown += piece
         finish(process)
     assert b"work" in shown and b"\x1b[" in shown
+    assert re.search(rb"[0-9-]:[0-9-]{2}:[0-9-]{2}", shown), "the time that is left"
     assert "work" not in finish(probe("chatter")).err
+
+
+@pytest.mark.parametrize(("no_color", "bold"), [("", True), ("1", False)])
+def test_a_tables_head_is_bold_on_a_terminal_unless_no_color_is_set(
+        environ: dict[str, str], probe: Callable[..., subprocess.Popen[str]], no_color: str, bold: bool) -> None:
+    environ |= {"NO_COLOR": no_color, "TERM": "xterm"}
+    master, slave = os.openpty()
+    with os.fdopen(master, "rb", buffering=0) as screen:
+        process = probe("hostile", stdout=slave)
+        os.close(slave)
+        shown = b""
+        while piece := _read_terminal(screen.fileno()):
+            shown += piece
+        finish(process)
+    assert b"name" in shown and (b"\x1b[1m" in shown) is bold
+    assert "\x1b[1m" not in finish(probe("hostile")).out
 
 
 def _read_terminal(descriptor: int) -> bytes:

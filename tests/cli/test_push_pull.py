@@ -54,3 +54,29 @@ def test_a_bad_flag_is_named_as_it_was_typed(repository: Path, tmp_path: Path, m
     (tmp_path / "mnt").mkdir()
     done = modelfs("mount", repository, "mnt", "--deadline", "soon")
     assert (done.code, done.err.startswith("modelfs: --deadline cannot be 'soon': allowed: a time")) == (2, True)
+
+
+def test_a_push_of_a_directory_that_holds_the_repository_is_refused(repository: Path, tmp_path: Path,
+                                                                   modelfs: Run) -> None:
+    """Each would push all pushes before it."""
+    (tmp_path / "link").symlink_to("repository")
+    for source, repo in (("repository", repository), (".", "link"), ("repository/..", repository.as_uri())):
+        done = modelfs("push", source, repo, "acme/two")
+        assert done.code == 2 and "the repository lies in what is to be pushed" in done.err, done.err
+    assert "acme/two" not in modelfs("ls", "repository").out
+    (tmp_path / "repository-of-mine").mkdir()
+    (tmp_path / "repository-of-mine/w").write_text("1")
+    assert modelfs("push", "repository-of-mine", "repository", "acme/two").code == 0
+    assert modelfs("push", "repository/modelfs.json", "repository", "acme/two").code == 0
+
+
+def test_without_the_tag_latest_it_is_said_what_to_write_instead(repository: Path, modelfs: Run) -> None:
+    assert modelfs("tag", repository, "acme/one", "prod").code == 0
+    assert modelfs("rm", repository, "acme/one:latest").code == 0
+    done = modelfs("pull", repository, "acme/one", "out")
+    assert done.code == 3
+    assert done.err.endswith(": its tags are prod. Say which is meant, as in acme/one:prod.\n")
+    assert modelfs("pull", repository, "acme/one:prodd", "out").err.endswith(": its tags are prod\n")
+    assert modelfs("rm", repository, "acme/one:prod").code == 0
+    assert modelfs("ls", repository, "acme/one").err.endswith(": its tags are none. Say which is meant, as in "
+                                                              "acme/one:vN.\n")

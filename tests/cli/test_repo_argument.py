@@ -87,3 +87,19 @@ def test_a_directory_that_is_no_repository_is_none_with_remotes_or_without(model
         done = modelfs("ls", "labb", *more)
         assert done.code == 3 and "remote" not in done.err
     assert "remote" not in modelfs("ls", "elsewhere").err
+
+
+@pytest.mark.parametrize("command", [("ls",), ("init",), ("mount", "mnt")], ids=lambda command: command[0])
+def test_a_url_without_its_scheme_is_told_so_and_makes_no_directory(modelfs: Run, tmp_path: Path,
+                                                                   command: tuple[str, ...]) -> None:
+    (tmp_path / "mnt").mkdir()
+    done = modelfs(*words(command, "localhost:8750/repo"))
+    assert done.code == 2, done.err
+    assert done.err == ("modelfs: not a repository 'localhost:8750/repo': a URL begins with http:// or https://. "
+                        "Is it http://localhost:8750/repo? A directory of that name is ./localhost:8750/repo\n")
+    assert not (tmp_path / "localhost:8750").exists()
+
+
+def test_a_directory_named_like_a_host_and_port_is_one_where_it_is_there_or_meant(modelfs: Run) -> None:
+    assert modelfs("init", "./localhost:8750").code == 0
+    assert modelfs("ls", "localhost:8750").code == 0

@@ -82,8 +82,10 @@ def test_a_token_file_says_who_reads_and_who_pushes(environ: dict[str, str], mod
                 assert (refused.code, says in refused.err, refused.err.count("\n")) == (6, True, 1), refused.err
         refused = modelfs("push", source, url, "acme/one", env=by(files["reader"]))
         assert refused.code == 6 and "this token may only read" in refused.err and str(files["reader"]) in refused.err
-        assert modelfs("push", source, url, "acme/one", "--debug", env=by(files["writer"])).code == 0
-        assert modelfs("ls", url, "--debug", env=by(files["reader"])).code == 0
+        pushed = modelfs("push", source, url, "acme/one", "--debug", env=by(files["writer"]))
+        listed = modelfs("ls", url, "--debug", env=by(files["reader"]))
+        for done in (pushed, listed):
+            assert done.code == 0 and SECRET not in done.out + done.err and READER not in done.out + done.err
         for method in ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"):
             for path in ("", "modelfs.json", "catalog.json", "x"):
                 answer = requests.request(method, f"{url}/{path}", timeout=20)

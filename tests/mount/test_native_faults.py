@@ -1,27 +1,23 @@
-"""What befalls programs that read a native mount, and the mount itself: signals, maps, limits, other users, and what
-a kernel does not permit."""
+"""What befalls programs that read a native mount, and the mount itself: signals, maps, limits, and what a kernel does
+not permit."""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
-import pwd
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from faultproxy import FaultProxy
-from mount.mounting import LINUX_6_9, Mounter, end_process, gone, until
+from mount.mounting import LINUX_6_9, Mounter, end_process, until
 from mount.readers import script
 from repository.builder import Builder
 
@@ -40,11 +36,6 @@ for line in sys.stdin:
     print(mapped[at:at + 100] == want[at:at + 100], flush=True)
 """
 
-DROP = """
-import os, sys
-os.posix_fadvise(os.open(sys.argv[1], os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
-"""
-"""The kernel forgets its pages: what is read next is asked for, or was stored ahead of the reader."""
 
 def ask(process: subprocess.Popen[str], line: object) -> str:
     assert process.stdin and process.stdout
@@ -232,6 +223,10 @@ def test_a_mounted_descriptor_is_served_and_its_mount_is_left_to_whom_it_belongs
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and given in refused.stderr
 
 
+LOOKUPS = int(os.environ.get("STORM_LOOKUPS", "30000"))
+"""A leak of 70 bytes a lookup is seen by as many; make test-storm: a million."""
+
+
 def test_names_that_are_not_there_are_looked_up_without_end_and_the_daemon_does_not_grow(mount: Mounter,
                                                                                       repository: Path) -> None:
     mounted = mount(repository, "--model", "acme/base")
@@ -246,13 +241,9 @@ def test_names_that_are_not_there_are_looked_up_without_end_and_the_daemon_does_
 
     look(0, 5000)
     before = resident()
-    look(5000, 100_000)
+    look(5000, LOOKUPS)
     assert resident() - before < 2 * MiB
     assert (mounted / "deep").is_dir()
-
-
-LOOKUPS = int(os.environ.get("STORM_LOOKUPS", "60000"))
-"""make test-storm: a million."""
 
 
 def test_names_that_are_there_are_looked_up_without_end_and_the_daemon_does_not_grow(mount: Mounter, repository: Path,
@@ -298,68 +289,3 @@ def test_in_a_user_namespace_it_works_without_passthrough(mount: Mounter, reposi
                           timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert '"engine": "native"' in done.stdout and '"passthrough": false' in done.stdout
-
-
-@pytest.fixture
-def plain_home(mount: Mounter) -> Iterator[Path]:
-    """A home for a plain user, with what a mount needs; the mounter's environment leads there."""
-    home = Path(tempfile.mkdtemp())
-    for name in ("run", "mnt", "cache", "state", "config"):
-        (home / name).mkdir(mode=0o700)
-        os.chown(home / name, PLAIN, PLAIN)
-    os.chown(home, PLAIN, PLAIN)
-    mount.environ |= {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run"), "XDG_CACHE_HOME": str(home / "cache"),
-                      "XDG_STATE_HOME": str(home / "state"), "XDG_CONFIG_HOME": str(home / "config"),
-                      "MODELFS_CACHE_DIRECTORY": str(home / "cache" / "modelfs")}
-    yield home
-    mount.end()
-    subprocess.run(["umount", "-l", str(home / "mnt")], check=False, capture_output=True)
-    shutil.rmtree(home)
-
-
-PLAIN = pwd.getpwnam("nobody").pw_uid  # fusermount3 wants one that has a name
-# It may read everything (the interpreter may lie in another's home), and write only what is its own.
-AS_PLAIN = ("setpriv", f"--reuid={PLAIN}", f"--regid={PLAIN}", "--clear-groups", "--inh-caps=-all,+dac_read_search",
-            "--ambient-caps=-all,+dac_read_search")
-
-
-def as_plain(mount: Mounter, device_mode: int, *command: object) -> subprocess.CompletedProcess[str]:
-    """Run it in a namespace of its own, where /dev/fuse has this mode."""
-    device = mount.tmp_path / f"fuse-{device_mode:o}"
-    if not device.exists():
-        os.mknod(device, 0o020000 | 0o600, os.stat("/dev/fuse").st_rdev)
-        device.chmod(device_mode)
-    return subprocess.run(["unshare", "-m", "sh", "-c", 'mount --bind "$0" /dev/fuse && exec "$@"', str(device),
-                           *AS_PLAIN, *map(str, command)], env=mount.environ, capture_output=True, text=True,
-                          timeout=120, check=False, stdin=subprocess.DEVNULL)
-
-
-@pytest.mark.parametrize("engine", ["auto", "native"], indirect=True)
-def test_a_device_that_a_plain_user_may_not_open_is_exit_6_and_says_what_to_do(mount: Mounter, repository: Path,
-                                                                             plain_home: Path) -> None:
-    for more in ((), ("--daemon",)):
-        done = as_plain(mount, 0o600, sys.executable, "-m", "modelfs", "mount", repository, plain_home / "mnt", *more)
-        assert (done.returncode, done.stderr.count("\n")) == (6, 1), done.stderr
-        assert "/dev/fuse" in done.stderr and "0666" in done.stderr
-
-
-def test_a_plain_user_mounts_by_the_helper_reads_upgrades_and_unmounts(mount: Mounter, repository: Path,
-                                                                      source: Path, plain_home: Path) -> None:
-    session = """
-    set -e
-    "$0" -m modelfs mount "$1" "$2" --model acme/base --daemon
-    cmp "$3/big.bin" "$2/big.bin"
-    for time in 1 2 3 4 5; do
-        "$0" -c "$4" "$2/big.bin"
-        cmp "$3/big.bin" "$2/big.bin"
-    done
-    "$0" -m modelfs status "$2" --json
-    "$0" -m modelfs upgrade "$2" > /dev/null
-    cmp "$3/big.bin" "$2/big.bin"
-    "$0" -m modelfs umount "$2"
-    """
-    done = as_plain(mount, 0o666, "sh", "-c", session, sys.executable, repository, plain_home / "mnt", source,
-                    DROP)
-    assert done.returncode == 0, done.stderr
-    assert '"engine": "native"' in done.stdout and '"passthrough": false' in done.stdout
-    assert not [pid for pid in mount._daemons() if not gone(pid)]

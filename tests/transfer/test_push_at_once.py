@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transfer.pushed import CHUNK, make_repository, noise, reading, soon, write
+from faultproxy import FaultProxy
+from transfer.pushed import CHUNK, eventually, make_repository, noise, reading, soon, write
 
 from modelfs.ids import ModelName
-from modelfs.units import Deadline
+from modelfs.repository.pack import TARGET_BYTES
+from modelfs.units import Deadline, MiB
 
 PROCESSES = 6
 
@@ -61,3 +63,28 @@ def test_pushes_of_many_models_at_once_lose_none(tmp_path: Path, environ: dict[s
     catalog = repository.catalog(Deadline(30)).catalog
     assert sorted(str(name) for name in catalog.models) == [f"lab/m{n}" for n in range(PROCESSES)]
     assert len(catalog.indexes) == PROCESSES
+
+
+def test_packs_of_one_push_go_up_beside_one_another(tmp_path: Path, environ: dict[str, str]) -> None:
+    """None is answered until two are under way."""
+    make_repository(tmp_path / "repository", MiB)
+    data = noise(1, 2 * TARGET_BYTES + MiB)
+    source = write(tmp_path / "source", {"w.bin": data})
+    with FaultProxy(tmp_path / "repository", writable=True) as proxy:
+        held = proxy.add("hang", "packs/", methods=("PUT",))
+        push = subprocess.Popen([sys.executable, "-m", "modelfs", "push", str(source), proxy.url, "lab/model"],
+                                env={**environ, "PYTHONPATH": str(Path(__file__).parents[2])}, stderr=subprocess.PIPE)
+
+        def ended() -> bool:
+            proxy.clear()  # again and again: what had not been read to its end the first time hangs only then
+            return push.poll() is not None
+
+        try:
+            eventually(lambda: held.hits >= 2)
+            eventually(ended, 60)
+            _, err = push.communicate(timeout=60)
+        finally:
+            push.kill()
+    assert push.returncode == 0, err.decode()
+    with reading(tmp_path / "repository") as r:
+        assert r.read(r.file("w.bin")) == data
