@@ -88,8 +88,11 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
     from pathlib import Path
 
     from modelfs import paths
+    from modelfs.cli.main import main
     from modelfs.daemon import background
+    from modelfs.daemon.keeper import Keeper
     from modelfs.engines.device import can_be_native
+    from modelfs.logs import set_up_logging
     from modelfs.settings import FLAGS
 
     place = paths.canonical(Path(mountpoint))
@@ -107,13 +110,13 @@ def _in_background(session: Session, repo: str, mountpoint: str, model: str | No
                  *(["--debug"] if session.debug else []), *(["--verbose"] if session.output.verbose else []),
                  *(["--quiet"] if session.output.quiet else [])]
 
-    def command(ready: int) -> list[str]:
-        if native:
-            return ["-m", "modelfs.daemon.keeper", str(ready), config.log.format, str(socket), repo, str(place),
-                    *arguments]
-        return ["-m", "modelfs", "mount", f"--ready-fd={ready}", *arguments, "--", repo, mountpoint]
+    def serve(ready: int) -> int:
+        if not native:
+            return main(["mount", f"--ready-fd={ready}", *arguments, "--", repo, mountpoint])
+        set_up_logging(level="info", format=config.log.format)
+        return Keeper(background.ReadyPipe(ready), socket, repo, place, arguments).run(main)
 
-    started = background.start(command, log)
+    started = background.start(serve, log)
     for line in started.said:
         session.output.note(line)
     session.output.note(f"mounted {repo} on {place}, pid {started.pid}, log {started.log}")

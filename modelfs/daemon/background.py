@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelfs.daemon.forking import Forked, above_standard
 from modelfs.errors import Forbidden, ModelfsError
 
 
@@ -35,11 +35,11 @@ class Started:
     said: tuple[str, ...] = ()
 
 
-def start(arguments: Callable[[int], Sequence[str]], log: Path) -> Started:
-    """Run Python with these arguments, detached, and wait until it is ready or has ended.
+def start(serve: Callable[[int], int], log: Path) -> Started:
+    """Have a detached child of this process serve, and wait until it is ready or has ended.
 
-    arguments: for the descriptor that it is to tell through. log: gets its standard error. Raises Relayed; Forbidden
-    where the log cannot be written.
+    serve: given the descriptor that it is to tell through; its exit code. log: gets its standard error. Raises Relayed;
+    Forbidden where the log cannot be written.
     """
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,11 +47,18 @@ def start(arguments: Callable[[int], Sequence[str]], log: Path) -> Started:
         began_at = os.fstat(stream).st_size
     except OSError as error:
         raise Forbidden("cannot write the daemon's log", where=str(log), why=error.strerror or str(error)) from error
-    ours, theirs = os.pipe()
+    ours, written = os.pipe()
+    theirs = above_standard(written)
+    os.close(written)
+
+    def detached() -> int:
+        os.setsid()
+        if not sys.flags.safe_path:  # as -P: what lies where we are called (a model's own code, say) is never imported
+            del sys.path[0]
+        return serve(theirs)
+
     try:
-        # -P: what lies in the directory that we are called in (a model's own code, say) is never imported
-        child = subprocess.Popen([sys.executable, "-P", *arguments(theirs)], stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=stream, pass_fds=(theirs,), start_new_session=True)
+        child = Forked(detached, {theirs}, stderr=stream)
     finally:
         os.close(theirs)
         os.close(stream)
@@ -76,7 +83,6 @@ class ReadyPipe:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
         self._said: list[str] = []
-        os.set_inheritable(descriptor, False)
 
     def say(self, line: str) -> None:
         """For people, told with `ready`."""

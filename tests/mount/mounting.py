@@ -163,11 +163,10 @@ class Mounter:
         """All that run with our environment: keepers before workers, or they would start others."""
         ours, found = os.fsencode(f"HOME={self.environ['HOME']}"), []
         for process in Path("/proc").iterdir():
-            if process.name.isdecimal() and not gone(int(process.name)):
+            if process.name.isdecimal() and not gone(pid := int(process.name)):
                 with suppress(OSError):  # it has ended just now
                     if ours in (process / "environ").read_bytes().split(b"\0"):
-                        keeper = b"modelfs.daemon.keeper" in (process / "cmdline").read_bytes().split(b"\0")
-                        found.append((not keeper, int(process.name)))
+                        found.append((os.getsid(pid) != pid, pid))
         return [pid for _, pid in sorted(found)]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -317,3 +318,23 @@ def test_reload_names_what_needs_a_remount_each_time_and_refuses_a_bad_file(moun
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "silly" in refused.stderr and "live.toml" in refused.stderr
     assert mounted.status()["cache"]["limit_bytes"] == 100 << 20
+
+
+@pytest.mark.parametrize("engine", ["native", "fusepy"])
+def test_a_daemon_has_nothing_of_who_started_it(mount: Mounter, repository: Path, source: Path, engine: str) -> None:
+    """No descriptor of the caller's, no closed stream, no module that lies beside a model."""
+    (mount.tmp_path / "numpy.py").write_text("raise SystemError\n")
+    (mount.tmp_path / "mnt").mkdir()
+    ours, theirs = os.pipe()
+    os.set_inheritable(theirs, True)
+    command = [sys.executable, "-m", "modelfs", "mount", str(repository), "mnt", "--model", "acme/base", "--daemon",
+               "--engine", engine]
+    done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command], cwd=mount.tmp_path,
+                          env=mount.environ, timeout=60, pass_fds=(theirs,), check=False)
+    os.close(theirs)
+    assert done.returncode == 0
+    with os.fdopen(ours, "rb") as pipe:
+        assert pipe.read() == b""  # its end: nobody holds the other one
+    assert (mount.tmp_path / "mnt/big.bin").read_bytes() == (source / "big.bin").read_bytes()
+    done = mount.run("umount", "mnt")
+    assert done.returncode == 0, done.stderr
