@@ -48,6 +48,9 @@ test-storm: simulation  ## the long storms: a fleet's ten minutes, 100 races of 
 simulation: $(STAMP) system-fuse system-network  ## a fleet in network namespaces through ten minutes of faults, as root
 	@$(BIN)/python -m benchmarks.simulation --seconds $(STORM_SECONDS) --seed $(STORM_SEED) $(ARGS)
 
+.PHONY: frameworks
+frameworks: $(FRAMEWORKS_STAMP)  ## install what test-frameworks needs, 1.9 GB
+
 .PHONY: test-frameworks
 test-frameworks: $(FRAMEWORKS_STAMP) system-fuse  ## torch, safetensors, transformers, onnxruntime, llama.cpp through a mount
 	@$(FRAMEWORKS)/bin/pytest -q tests/frameworks $(ARGS)
