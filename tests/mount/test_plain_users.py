@@ -21,6 +21,33 @@ os.posix_fadvise(os.open(sys.argv[1], os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED
 """
 """The kernel forgets its pages: what is read next is asked for, or was stored ahead of the reader."""
 
+AHEAD = """
+import ctypes, mmap, os, sys, time
+from pathlib import Path
+file = os.open(sys.argv[1], os.O_RDONLY)
+size = os.fstat(file).st_size
+minor = os.stat(file).st_dev & 0xff
+assert int(Path(f"/sys/class/bdi/0:{minor}/read_ahead_kb").read_text()) <= 256
+mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+address, pages = ctypes.addressof(ctypes.c_char.from_buffer(mapped)), size // mmap.PAGESIZE
+here = (ctypes.c_ubyte * pages)()
+
+def resident():
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(pages * mmap.PAGESIZE), here) == 0
+    return bytes(page & 1 for page in here)
+
+assert not any(resident())
+touched = pages * 3 // 8
+for page in range(touched):
+    mapped[page * mmap.PAGESIZE]
+end = time.monotonic() + 30
+while not all(resident()[pages * 6 // 8:pages * 7 // 8]):
+    assert time.monotonic() < end, f"{sum(resident())} of {pages} pages are there, {touched} were touched"
+    time.sleep(0.01)
+assert mapped[:] == Path(sys.argv[2]).read_bytes()
+"""
+"""Reads three eighths of a map, one page after the other, and waits for pages of the seventh eighth."""
+
 
 @pytest.fixture
 def plain_home(mount: Mounter) -> Iterator[Path]:
@@ -100,6 +127,23 @@ def test_a_plain_user_mounts_by_the_helper_reads_upgrades_and_unmounts(mount: Mo
     assert done.returncode == 0, done.stderr
     assert '"engine": "native"' in done.stdout and '"passthrough": false' in done.stdout
     assert not [pid for pid in mount._daemons() if not gone(pid)]
+
+
+def test_pages_are_in_the_kernel_ahead_of_a_plain_users_map(mount: Mounter, repository: Path, source: Path,
+                                                           plain_home: Path) -> None:
+    """The kernel by itself reads 128 KiB ahead in such a mount."""
+    session = """
+    set -e
+    "$0" -m modelfs mount "$1" "$2" --model acme/base --daemon
+    cmp "$3/big.bin" "$2/big.bin"
+    "$0" -c "$4" "$2/big.bin"
+    "$0" -c "$5" "$2/big.bin" "$3/big.bin" || failed=1
+    "$0" -m modelfs umount "$2"
+    exit ${failed:-0}
+    """
+    done = as_plain(mount, 0o666, "sh", "-c", session, sys.executable, repository, plain_home / "mnt", source, DROP,
+                    AHEAD)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("engine", ["fusepy"], indirect=True)
