@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from modelfs.codecs.blocks import Bytes, Zstd
+from modelfs.codecs.blocks import Bytes, Zstd, sample_of
 from modelfs.codecs.codec import CodecError
-from modelfs.codecs.parts import RAW, TOLERANCE, ZSTD, Methods, Numbers, numbers_of, spread
+from modelfs.codecs.parts import RAW, SLICES, TOLERANCE, ZSTD, Methods, Numbers, numbers_of, spread
 from modelfs.codecs.plain import RawCodec, ZstdCodec
 
 MOST_LEVELS: Final = 256
@@ -48,9 +48,12 @@ class PaletteCodec:
             return None
         indexes = _indexes(elements, levels)
         narrow = next(bits for bits in (1, 2, 4, 8) if len(levels) <= 1 << bits)
-        found = [(bits, *part) for bits in sorted({narrow, 8}) for part in self._indexes.tried(_packed(indexes, bits))]
+        sample = sample_of(indexes, SLICES)
+        found = [(bits, *part) for bits in sorted({narrow, 8}) for part in self._indexes.tried(_packed(sample, bits))]
         bar = TOLERANCE * min(len(stored) for _, _, stored in found)
-        bits, method, stored = next(each for each in found if len(each[2]) <= bar)
+        bits, method, _ = next(each for each in found if len(each[2]) <= bar)
+        parts = self._indexes.tried(_packed(indexes, bits))
+        method, stored = next((part for part in parts if part[0] == method), parts[0])
         whole = b"".join((_HEAD.pack(len(levels) - 1, bits, method), levels.tobytes(), stored,
                           data[elements.nbytes:]))
         return whole if len(whole) < len(data) else None
@@ -78,7 +81,12 @@ def _levels(elements: Numbers) -> Numbers:
     if elements.itemsize > 2:
         return np.unique(elements)
     there = np.zeros(1 << 8 * elements.itemsize, np.bool_)
-    there[elements] = True
+    if elements.itemsize == 1:
+        # A quarter of what marking each takes.
+        for start in range(0, len(elements), _BLOCK):
+            there |= np.bincount(elements[start:start + _BLOCK], minlength=256) > 0
+    else:
+        there[elements] = True
     return np.flatnonzero(there).astype(elements.dtype)
 
 
@@ -87,7 +95,9 @@ def _indexes(elements: Numbers, levels: Numbers) -> Bytes:
         return np.searchsorted(levels, elements).astype(np.uint8)
     table = np.zeros(1 << 8 * elements.itemsize, np.uint8)
     table[levels] = np.arange(len(levels))
-    return table[elements]
+    if elements.itemsize == 1:
+        return np.frombuffer(elements.tobytes().translate(table.tobytes()), np.uint8)
+    return np.take(table, elements)
 
 
 def _packed(indexes: Bytes, bits: int) -> Bytes:

@@ -48,7 +48,7 @@ _ORDINARY = MappingProxyType({width: (CODECS["lz4"], _ZSTD_CODEC, *(
 _COMPACT: MappingProxyType[int, tuple[CompactCodec, ...]] = MappingProxyType({
     width: tuple(codec[each] for codec in (_PALETTES, _SPARSE) for each in widths)
     for width, widths in {0: (2, 4), 1: (1,), 2: (2,), 4: (4,), 8: (8,)}.items()})
-# Groups begin at the chunk's start: a sample of slices says nothing about them.
+# Slices cut groups in two: a sample says little about them.
 _GROUPED: MappingProxyType[int, tuple[CompactCodec, ...]] = MappingProxyType({
     0: (), 1: (), 2: (_AFFINE[F16], _AFFINE[BF16]), 4: (_AFFINE[F32],), 8: ()})
 

@@ -11,41 +11,32 @@ middle is as good as the scale that was used, which lies in them, too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from modelfs.codecs.floats import BF16, Float64s, FloatKind
+from modelfs.codecs.floats import Float64s, FloatKind
 from modelfs.codecs.parts import Numbers
+from modelfs.codecs.products import Int16s
 
-GROUPS: Final = (4096, 2048, 1024, 512, 256, 128, 64, 32, 16)
+Reals: TypeAlias = npt.NDArray[np.floating[Any]]
 # (Whether of the range or of the largest magnitude, multiple), the small ones first: 255 is 17 * 15, and what is a
 # product with 15 levels is one with 255, too.
 Divisor = tuple[bool, int]
 DIVISORS: Final[tuple[Divisor, ...]] = (
     (False, 7), (False, 8), (True, 15), (True, 14), (True, 16),
     (False, 127), (False, 128), (True, 255), (True, 254), (True, 256))
-# Tried where the weights are so small that a scale in fp16 has few bits, and was rounded up by more than 0.4 %.
+# Tried where the weights are below FINE: a scale in fp16 has few bits then, and was rounded up by more than 0.4 %.
 FINE_DIVISORS: Final[tuple[Divisor, ...]] = (
     (False, 126), (False, 125), (False, 124), (True, 253), (True, 252), (True, 251), (True, 250))
-_FINE = 2.0 ** -8
+FINE: Final = 2.0 ** -8
 MOST_CODES: Final = 256
-_FEW = 16
-# A size of groups is taken if so many of the sample's groups are products.
-_MOST: Final = 0.75
-_SAMPLE = 1024
-# Elements solved at a time: some ten temporaries of 8 bytes for each stay in the processor's cache.
-_BLOCK = 1 << 14
-# Neighbours looked at, and where many are zero.
-_WINDOW = 32
-_WIDE = 128
-# So many that are not zero are not by accident all multiples of one number.
-_EVIDENCE = 8
-_EQUAL = 3
-# The bits of neighbours' magnitudes, as numbers, differ by less in bf16 (12 binades), by more in fp16 (1.5).
-_SPREAD = 0x600
-_MULTIPLES = np.arange(1.0, MOST_CODES)
+# So many elements of a group are looked at to see which divisors may be its own.
+_PROBES = 16
+# Up to so many elements a group, of 2 bytes each, narrow the interval of their scale so little that single precision
+# tells its ends apart; it is twice as fast.
+_ROUGH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,116 +46,104 @@ class Solution:
 
     low: Float64s
     high: Float64s
-    multiples: npt.NDArray[np.int16]
-
-    @property
-    def solved(self) -> npt.NDArray[np.bool_]:
-        return self.low <= self.high
+    multiples: Int16s
 
 
-def may_be_products(elements: Numbers, kind: FloatKind) -> bool:
-    """Whether some neighbours are, as far as rounding lets one see, whole multiples of one number, of which the largest
-    is 1 to 255. Ordinary weights are seen through in 30 µs, by counting equal ones."""
-    middle = len(elements) // 2 & -GROUPS[0]
-    return any(_seems_whole(elements[start:start + _WIDE], kind) for start in (0, middle))
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Magnitudes, and the numbers between which everything is rounded to them; [g, n]."""
 
+    values: Reals
+    least: Reals
+    most: Reals
 
-def _seems_whole(elements: Numbers, kind: FloatKind) -> bool:
-    patterns = elements & (kind.sign - 1)
-    there = patterns[:_WINDOW]
-    there = there[there != 0]
-    if len(there) > 0.75 * _WINDOW:
-        # Of 32 with 8 bits some 6 are equal to another, of ordinary ones 0 to 1.
-        ordered = np.sort(there)
-        if np.count_nonzero(ordered[1:] == ordered[:-1]) < _EQUAL:
-            return False
-        if kind.width == 2 and (ordered[-1] - ordered[0] >= _SPREAD) == (kind is BF16):
-            return False
-    else:
-        there = patterns[patterns != 0]
-        if len(there) < _EVIDENCE:
-            return False
-    sizes = kind.halves(2 * there)[:, None]
-    steps = _MULTIPLES / sizes.max()
-    multiples = sizes * steps
-    rounding = 2.0 ** (1 - kind.precision) * (multiples + steps * kind.finest)
-    return bool((np.abs(np.rint(multiples) - multiples) <= rounding).all(axis=0).any())
-
-
-def best_group(elements: Numbers, kind: FloatKind) -> tuple[int, tuple[Divisor, ...]] | None:
-    """The largest size of groups in which elements are products, and the divisors to try."""
-    largest = kind.halves(2 * (elements & (kind.sign - 1)).max(keepdims=True))[0]
-    divisors = DIVISORS + FINE_DIVISORS if largest < _FINE else DIVISORS
-    for size in GROUPS:
-        whole = len(elements) // size
-        rows = np.linspace(0, whole - 1, min(whole, max(2, _SAMPLE // size))).astype(np.int64)
-        sample = elements[:whole * size].reshape(whole, size)[rows]
-        sample = sample[np.count_nonzero(sample & (kind.sign - 1), axis=1) >= _EVIDENCE]
-        if not len(sample):
-            continue
-        wins = []
-        left = sample
-        for divisor in divisors:
-            solved = solve(left, kind, (divisor,)).solved
-            if solved.any():
-                wins.append(divisor)
-                left = left[~solved]
-            if not len(left):
-                break
-        if len(left) <= (1 - _MOST) * len(sample):
-            return size, tuple(each for each in divisors if any(_alike(each, win) for win in wins))
-    return None
-
-
-def _alike(one: Divisor, other: Divisor) -> bool:
-    return (one[1] > _FEW) == (other[1] > _FEW)
+    def of(self, which: Any) -> Bounds:
+        return Bounds(self.values[which], self.least[which], self.most[which])
 
 
 def solve(groups: Numbers, kind: FloatKind, divisors: tuple[Divisor, ...]) -> Solution:
-    """groups: [g, size], any of them with NaN and infinity, which have no solution."""
+    """groups: [g, size], any of them with NaN and infinity, which have no solution; some ten temporaries of their size
+    are made."""
     count, size = groups.shape
     found = Solution(np.ones(count), np.zeros(count), np.zeros((count, size), np.int16))
-    step = max(1, _BLOCK // size)
-    for start in range(0, count, step):
-        rows = np.arange(start, min(start + step, count))
-        for divisor in divisors:
-            each = _attempt(groups[rows], kind, divisor)
-            solved = each.solved
-            at = rows[solved]
-            found.low[at], found.high[at], found.multiples[at] = (
-                each.low[solved], each.high[solved], each.multiples[solved])
-            rows = rows[~solved]
-            if not len(rows):
-                break
+    wide = np.float32 if kind.width == 2 and size <= _ROUGH else np.float64
+    bounds = bounds_of(groups, kind, wide)
+    guesses = guesses_of(groups, kind, divisors)
+    guesses[(guesses > 0) & (guesses < 4 * np.finfo(wide).tiny)] = np.nan  # without an inverse
+    open_to = fitting(groups, guesses, kind, _PROBES) if len(divisors) > 1 else np.isfinite(guesses)
+    unsolved = np.ones(count, np.bool_)
+    for guess, fits in zip(guesses, open_to, strict=True):
+        rows = np.flatnonzero(fits & unsolved)
+        if len(rows):
+            some: Any = slice(None) if len(rows) == count else rows
+            low, high, sizes = interval_of(bounds.of(some), guess[some], kind)
+            solved = low <= high
+            found.low[rows], found.high[rows] = np.where(solved, low, 1), np.where(solved, high, 0)
+            sizes[~solved] = 0
+            found.multiples[some] = sizes
+            unsolved[rows[solved]] = False
+    signs = (groups.view(f"<i{kind.width}") >> (8 * kind.width - 1)).astype(np.int16)
+    signs |= 1
+    found.multiples[:] *= signs
     return found
 
 
-def _attempt(groups: Numbers, kind: FloatKind, divisor: Divisor) -> Solution:
-    by_range, multiple = divisor
+def guesses_of(groups: Numbers, kind: FloatKind, divisors: tuple[Divisor, ...]) -> Float64s:
+    """For each divisor and group the scale that the divisor gives; NaN where the group has NaN or infinity."""
     patterns = groups & (kind.sign - 1)
-    steps = 2 * patterns.astype(np.int64)
-    values, most = kind.halves(steps), kind.halves(steps + 1)
-    least = kind.halves(np.maximum(steps, 1) - 1)
-    negative = groups >= kind.sign
-    top = values.max(axis=1)
-    if by_range:
-        signed = np.where(negative, -values, values)
-        top = signed.max(axis=1) - signed.min(axis=1)
-    scale = top / multiple
+    largest = patterns.max(axis=1)
+    top = np.where(largest < kind.infinity, kind.halves(2 * largest), np.nan)
+    ranges = top
+    if any(by_range for by_range, _ in divisors):
+        signed = np.where(groups >= kind.sign, -patterns.astype(np.int64), patterns)
+        high, low = (np.sign(end) * kind.halves(2 * np.abs(end)) for end in (signed.max(axis=1), signed.min(axis=1)))
+        ranges = high - low + (top - top)
+    return np.stack([(ranges if by_range else top) / multiple for by_range, multiple in divisors])
+
+
+def fitting(groups: Numbers, guesses: Float64s, kind: FloatKind, columns: int) -> npt.NDArray[np.bool_]:
+    """For each divisor and group whether some columns let the guess be about the group's scale."""
+    step = max(1, groups.shape[1] // columns)
+    bounds = bounds_of(groups[:, ::step | 1], kind, np.float64)
+    low, high, sizes = interval_of(bounds, np.nan_to_num(guesses), kind)
+    lost = ((sizes == 0) & (bounds.values > 0)).any(axis=-1)
+    return np.asarray((low <= high) & np.isfinite(guesses) & ~lost)
+
+
+def bounds_of(groups: Numbers, kind: FloatKind, wide: type[np.float32 | np.float64]) -> Bounds:
+    bits, fraction, bias = (np.uint32, 23, 127) if wide is np.float32 else (np.uint64, 52, 1023)
+    own = kind.precision - 1
+    half = bits(1 << fraction - own - 1)
+    steps: npt.NDArray[Any] = (groups & (kind.sign - 1)).astype(bits)
+    steps <<= bits(fraction - own)
+    found: list[Any] = [each.view(wide) for each in (steps, np.maximum(steps, half) - half, steps + half)]
+    factor = 2.0 ** (bias + 1 - (1 << 8 * kind.width - 2 - own))
+    if factor != 1:
+        for each in found:
+            each *= factor
+    return Bounds(*found)
+
+
+def interval_of(bounds: Bounds, scales: Float64s, kind: FloatKind) -> tuple[Float64s, Float64s, Reals]:
+    """Of groups with about these scales: low, high and, without signs, the multiples."""
     # What the error of the first guess cannot have moved to another whole number is enough for a second one.
     sure = 0.2 * 2.0 ** kind.precision
     for trusted in ((sure, MOST_CODES) if sure < MOST_CODES else (MOST_CODES,)):
-        sizes = np.rint(values * (1 / np.where(scale > 0, scale, 1))[:, None])
-        unused = (sizes == 0) | (sizes > trusted)
-        divisors = np.where(unused, 1, sizes)
-        low, high = least / divisors, most / divisors
-        low[unused], high[unused] = 0, np.inf
-        low, high = low.max(axis=1), high.min(axis=1)
-        high[np.isinf(high)] = 0
-        scale = (low + high) / 2
-    signed_sizes = np.where(negative, -sizes, sizes)
-    spread = signed_sizes.max(axis=1) - signed_sizes.min(axis=1)
-    fits = (patterns.max(axis=1) < kind.infinity) & (np.maximum(spread, sizes.max(axis=1)) < MOST_CODES)
-    fits &= ~((sizes == 0) & (patterns != 0)).any(axis=1)
-    low[~fits] = np.inf
-    return Solution(low, high, np.clip(signed_sizes, -MOST_CODES, MOST_CODES).astype(np.int16))
+        inverse = 1 / np.where(scales > 0, scales, 1)
+        with np.errstate(over="ignore"):
+            sizes: Reals = bounds.values * inverse[..., None].astype(bounds.values.dtype)
+        np.rint(sizes, out=sizes)
+        # Zeros bound nothing.
+        under, over = np.maximum(sizes, 0.5), sizes
+        if trusted < MOST_CODES:
+            doubtful = sizes > trusted
+            under, over = np.where(doubtful, np.inf, under), np.where(doubtful, 0, sizes)
+        np.divide(bounds.least, under, out=under)
+        low = under.max(axis=-1).astype(np.float64)
+        np.divide(over, bounds.most, out=under)
+        most = under.max(axis=-1).astype(np.float64)
+        high = np.divide(1, most, out=np.zeros_like(most), where=most > 0)
+        scales = np.where(high > 0, (low + high) / 2, scales)
+    # A product that lay just between two numbers bounds its scale by the scale itself, give or take a rounding.
+    error = 4 * float(np.finfo(bounds.values.dtype).eps)
+    return low * (1 - error), high * (1 + error), sizes

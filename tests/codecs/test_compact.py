@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 from weights import KINDS, clustered, example_of, gaussian, pruned, pruned_two_of_four, quantised, stored_as
 
 from modelfs.codecs import CodecError, codec_named, encode_chunk
+from modelfs.codecs.blocks import SLICE, Zstd
 from modelfs.codecs.floats import BF16, F16, F32, FloatKind
-from modelfs.codecs.parts import PALETTE, PLANES, RAW, SPARSE, ZSTD
+from modelfs.codecs.grouping import best_grouping
+from modelfs.codecs.parts import PALETTE, PLANES, RAW, SLICES, SPARSE, ZSTD, Methods
+from modelfs.codecs.plain import RawCodec, ZstdCodec
 from modelfs.codecs.registry import best_of
-from modelfs.codecs.scales import best_group
 
 COUNT = 1 << 20
 COMPACT = [*(f"{name}{width}" for name in ("palette", "sparse") for width in (1, 2, 4, 8)),
@@ -92,10 +96,32 @@ def test_scales_that_are_denormal_in_fp16_are_found(
     assert decoded(f"affine-{kind.name}", stored, len(data)) == data
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("group, skip", [(96, 0), (100, 31), (128, 64), (768, 256), (1152, 1000), (11008, 0)])
+@pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "zero-point"])
+def test_groups_of_any_size_are_found_wherever_the_chunk_begins_in_one(
+        kind: FloatKind, group: int, skip: int, zero_point: bool) -> None:
+    count = 1 << 17
+    values = gaussian(-(-(skip + count) // group) * group)
+    for bits in (4, 8):
+        made = quantised(values, bits, group, zero_point=zero_point)[skip:skip + count]
+        found = best_grouping(np.frombuffer(stored_as(made, kind), f"<u{kind.width}"), kind)
+        assert found is not None and (found.size, found.skip) == (group, skip)
+        assert bits_of(stored_as(made, kind), f"affine-{kind.name}", count) <= bits + 0.5
+
+
+def test_a_bias_of_odd_length_before_a_matrix_shifts_its_groups(values: npt.NDArray[np.float32]) -> None:
+    few = values[:1 << 17]
+    data = stored_as(np.concatenate([few[:37], quantised(few, 8, 128)]), F16)
+    assert bits_of(data, "affine-f16", len(few) + 37) <= 8
+
+
 def test_minus_zeros_survive_quantisation(values: npt.NDArray[np.float32]) -> None:
     plain, signed = (stored_as(quantised(values, 4, 128, minus_zeros=minus), F16) for minus in (False, True))
     assert plain != signed
     assert bits_of(signed, "affine-f16") <= bits_of(plain, "affine-f16") + 0.3
+    none = stored_as(quantised(values, 4, 128, minus_zeros=True) * np.float32(-1), F16)
+    assert bits_of(none, "affine-f16") <= bits_of(plain, "affine-f16") + 0.3
 
 
 def test_groups_that_are_no_products_are_kept_as_they_are(values: npt.NDArray[np.float32]) -> None:
@@ -129,7 +155,7 @@ def test_minus_zero_is_a_value_and_not_sparse() -> None:
 def test_pruned_weights_are_not_taken_for_quantised_ones(
         values: npt.NDArray[np.float32], kind: FloatKind, share: float) -> None:
     data = stored_as(pruned(values, share), kind)
-    assert best_group(np.frombuffer(data, f"<u{kind.width}"), kind) is None
+    assert best_grouping(np.frombuffer(data, f"<u{kind.width}"), kind) is None
     assert codec_named(f"affine-{kind.name}").encode(data) is None
 
 
@@ -180,18 +206,54 @@ def test_any_chunk_of_few_levels_or_many_zeros_comes_back(width: int, change: st
 @given(change=st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_products_come_back_also_denormal_and_infinite_ones(kind: FloatKind, change: st.DataObject) -> None:
-    group, bits = change.draw(st.sampled_from([16, 32, 64, 256])), change.draw(st.sampled_from([4, 8]))
+    group, bits = change.draw(st.sampled_from([16, 27, 32, 64, 96, 256])), change.draw(st.sampled_from([4, 8]))
     count, seed = change.draw(st.integers(1, 20)), change.draw(st.integers(0, 99))
     magnitude = np.float32(2.0 ** change.draw(st.integers(-30, 20)))
     with np.errstate(all="ignore"):
         made = quantised(gaussian(count * group, seed) * magnitude, bits, group,
                          change.draw(st.sampled_from([F16, BF16, F32])), zero_point=change.draw(st.booleans()),
                          minus_zeros=change.draw(st.booleans()))
-    elements = np.nan_to_num(made, nan=1, posinf=np.inf, neginf=-np.inf)[:change.draw(st.integers(1, count * group))]
+    skip = change.draw(st.integers(0, group - 1))
+    end = change.draw(st.integers(skip + 1, count * group))
+    elements = np.nan_to_num(made, nan=1, posinf=np.inf, neginf=-np.inf)[skip:end]
     data = memoryview(bytes(stored_as(elements, kind)) + change.draw(st.binary(max_size=kind.width - 1)))
     name = f"affine-{kind.name}"
     stored = codec_named(name).encode(data)
     assert stored is None or decoded(name, stored, len(data)) == data
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.1, 0.12, 0.5, 1.0])
+@pytest.mark.parametrize("width", [2, 4])
+def test_masks_of_any_density_come_back_over_several_blocks(share: float, width: int) -> None:
+    count = (1 << 18) + 4099
+    rng = np.random.default_rng(9)
+    elements = rng.integers(1, 1 << 8 * width, count, f"<u{width}")
+    elements[rng.random(count) >= share] = 0
+    elements[:9000] = 0
+    data = memoryview(elements.tobytes())
+    stored = codec_named(f"sparse{width}").encode(data)
+    assert share == 1 or stored is not None
+    assert stored is None or decoded(f"sparse{width}", stored, len(data)) == data
+
+
+def test_a_part_whose_sample_shows_too_few_levels_is_stored_by_another_method() -> None:
+    elements = np.where(np.random.default_rng(10).random(COUNT) < 0.5, 0, 0x3C00).astype("<u2")
+    elements[5000:9000] = 0x3C00 + np.arange(4000)
+    data = memoryview(elements.tobytes())
+    stored = codec_named("sparse2").encode(data)
+    assert stored is not None and decoded("sparse2", stored, len(data)) == data
+    # The bits take an eighth of a byte, and the values, nearly all alike, next to nothing.
+    assert len(stored) < 0.2 * COUNT
+
+
+def test_a_part_that_keeps_not_what_its_sample_promised_is_tried_by_all_methods() -> None:
+    rng = np.random.default_rng(11)
+    numbers = np.where(rng.random(COUNT) < 0.9, 0, rng.integers(1, 256, COUNT)).astype(np.uint8)
+    for start in [(COUNT - SLICE) * k // (SLICES - 1) & ~7 for k in range(SLICES)]:
+        numbers[start:start + SLICE] = 7
+    methods = Methods({RAW: RawCodec(), ZSTD: ZstdCodec(Zstd()), SPARSE: codec_named("sparse1")})
+    method, stored = methods.encode(numbers)
+    assert method == SPARSE and bytes(methods.decode(method, memoryview(stored), COUNT)) == numbers.tobytes()
 
 
 def test_palettes_lie_as_the_format_says() -> None:
@@ -216,6 +278,45 @@ def test_products_lie_as_the_format_says() -> None:
     first = np.zeros(16, "<f2")
     first[:4] = 0.5, -0.5, -64, -0.0
     assert decoded("affine-f16", stored, 67) == first.tobytes() + others.tobytes() + struct.pack("<e", -47.5) + b"!"
+
+
+def test_products_of_groups_that_begin_before_the_chunk_lie_as_the_format_says() -> None:
+    scales, lowest = np.array([0.5, np.nan, 2], "<f4"), np.array([-128, -128, -128], "<i2")
+    codes = np.concatenate([np.full(3, 255), np.zeros(17), np.arange(2)]).astype(np.uint8)
+    others = np.arange(17, dtype="<f2")
+    stored = struct.pack("<BII", 0x80 | 2, 17, 14) + parts(
+        (RAW, scales.tobytes()), (RAW, lowest.tobytes()), (RAW, codes.tobytes()), (RAW, b""), (RAW, others.tobytes()))
+    expected = np.concatenate([np.full(3, -0.5), others, np.array([0, 2])]).astype("<f2")
+    assert decoded("affine-f16", stored, 44) == expected.tobytes()
+    one = struct.pack("<BII", 0x80, 65536, 65535) + parts(
+        (RAW, struct.pack("<e", 3)), (RAW, struct.pack("<h", -128)), (RAW, b"\2"), (RAW, b""), (RAW, b""))
+    assert decoded("affine-f16", one, 2) == struct.pack("<e", 6)
+
+
+def shifted(kind: int = 0x80, size: int = 16, skip: int = 0) -> bytes:
+    """One group of 16 without its first skip elements."""
+    return struct.pack("<BII", kind, size, skip) + parts(
+        (RAW, struct.pack("<e", 1)), (RAW, struct.pack("<h", -128)), (RAW, bytes(16 - skip % 16)), (RAW, b""),
+        (RAW, b""))
+
+
+@functools.cache
+def shifted_example() -> tuple[memoryview, bytes]:
+    data = stored_as(quantised(gaussian(1000), 8, 100)[55:], BF16)
+    stored = codec_named("affine-bf16").encode(data)
+    assert stored is not None and stored[0] & 0x80
+    return data, stored
+
+
+@given(change=st.data())
+@settings(max_examples=150, deadline=None)
+def test_flipped_bytes_of_shifted_groups_end_in_an_error_or_in_a_chunk_of_that_length(change: st.DataObject) -> None:
+    data, good = shifted_example()
+    bad = bytearray(good)
+    for _ in range(change.draw(st.integers(1, 3))):
+        bad[change.draw(st.integers(0, 60) | st.integers(0, len(bad) - 1))] ^= change.draw(st.integers(1, 255))
+    with contextlib.suppress(CodecError):
+        assert len(decoded("affine-bf16", bytes(bad), len(data))) == len(data)
 
 
 def affine(scales: bytes, *, head: tuple[int, int] = (0, 16), lowest: int = -128, codes: tuple[int, bytes] = (
@@ -246,6 +347,13 @@ def affine(scales: bytes, *, head: tuple[int, int] = (0, 16), lowest: int = -128
     ("affine-f16", affine(struct.pack("<e", 1), others=b"11"), 32, "not all there"),
     ("affine-f16", affine(struct.pack("<e", 1), codes=(PLANES, bytes(16))), 32, "part of method 3"),
     ("affine-f32", affine(struct.pack("<e", 1)), 68, "raw bytes where"),
+    ("affine-f16", affine(struct.pack("<e", 1), head=(0, 17)), 32, "groups of 17"),
+    ("affine-f16", shifted(size=15), 32, "groups of 15"),
+    ("affine-f16", shifted(size=65537), 32, "groups of 65537"),
+    ("affine-f16", shifted(skip=16), 32, "without 16"),
+    ("affine-f16", shifted(kind=0x83), 32, "scales of kind 3"),
+    ("affine-f16", shifted(skip=1), 32, "raw bytes where"),
+    ("affine-f16", struct.pack("<BI", 0x80, 16), 32, "scales of kind 128"),
 ])
 def test_a_lie_is_a_codec_error_that_says_which(name: str, stored: bytes, length: int, why: str) -> None:
     with pytest.raises(CodecError, match=why):
