@@ -69,7 +69,7 @@ def recipe_named(word: str) -> Recipe:
     except FileNotFoundError:
         raise BadInput(f"no recipe {word!r}", why="it is neither a name nor a file",
                        advice=f"Names: {', '.join(NAMES)}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput("a recipe that cannot be read", where=word, why=str(error),
                        advice="Its form stands in docs/compression.md.") from error
     return parse_recipe(document, path.stem, word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -62,6 +63,16 @@ def test_the_same_variant_again_is_no_version_and_nothing_of_the_copy_stays(mode
     pushed(modelfs, "acme/base@small", "--recipe", "kmeans16")
     assert pushed(modelfs, "acme/base@small", "--recipe", "kmeans16")["changed"] is False
     assert not list((tmp_path / "home/state").rglob("*.safetensors"))
+
+
+def test_two_at_a_time_do_not_make_the_same_variant(model: Path, tmp_path: Path, modelfs: Run) -> None:
+    pushed(modelfs, "acme/base@small", "--recipe", "kmeans16")
+    lock, = (tmp_path / "home/state").rglob("variants/*/acme--base--small/lock")
+    with lock.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done = modelfs("push", "model", "repository", "acme/base@small", "--recipe", "int8")
+        assert done.code == 7 and "another push makes this variant, acme/base:small" in done.err, done.err
+    assert pushed(modelfs, "acme/base@small", "--recipe", "int8")["version"] == "v3"
 
 
 def test_a_new_variant_has_the_new_original_for_its_parent(model: Path, modelfs: Run) -> None:

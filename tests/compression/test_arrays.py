@@ -56,6 +56,22 @@ def test_a_global_recipe_finds_its_threshold_over_all_arrays() -> None:
     assert np.mean(small == 0) > 0.95 and np.mean(large == 0) < 0.05
 
 
+def test_views_of_one_memory_are_arrays_of_their_own_and_it_is_not_written_to() -> None:
+    memory = np.random.default_rng(8).standard_normal(20_000).astype(np.float32)
+    before = memory.copy()
+    memory.flags.writeable = False
+    views = {"a": memory[:10_000].reshape(100, 100), "b": memory[5000:15_000].reshape(100, 100),
+             "turned": memory[:10_000].reshape(100, 100).T, "back": memory[::-2].reshape(100, 100),
+             "broad": np.broadcast_to(memory[:100], (100, 100))}
+    restored = decompress_model(compress_model(views, "int4"))
+    method = recipe_named("int4").rules[0].method
+    assert method is not None
+    for view, array in zip(views.values(), restored, strict=True):
+        assert np.array_equal(array, transform_array(method, view.copy()).values) and not np.array_equal(array, view)
+        assert not any(np.shares_memory(array, other) for other in (memory, *restored) if other is not array)
+    assert np.array_equal(memory, before)
+
+
 def test_an_array_with_nan_comes_back_bit_for_bit() -> None:
     array = np.random.default_rng(6).standard_normal((64, 128)).astype(np.float32)
     array[0, 0] = np.nan

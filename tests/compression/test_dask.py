@@ -42,6 +42,8 @@ def runs(tmp_path: Path, environ: dict[str, str]) -> Iterator[Runs]:
 
 def test_a_worker_that_is_killed_costs_nothing_but_its_task(runs: Runs, tmp_path: Path) -> None:
     slow_model(tmp_path)
+    (tmp_path / "slow.toml").write_text('[[rule]]\nprune = {sparsity = 0.3, scope = "global"}\n'  # a survey first
+                                        'cluster = {bits = 8, group = 256}\n')
     cluster = Cluster(runs)
     first, _ = cluster.worker(), cluster.worker()
     process = runs.compress("--executor", cluster.url)
@@ -50,6 +52,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_its_task(runs: Runs, tmp_path
     assert len(notes(tmp_path)) < 12, "it was in the middle"
     code, document, err = ended(process)
     assert (code, err) == (0, "") and document["totals"]["changed"] == 13
+    assert document["recipe"]["rule"][0]["prune"]["threshold"] > 0
     (tmp_path / "made").rename(tmp_path / "there")
     assert ended(runs.compress())[0] == 0
     for name in ("x.safetensors", "y.npy"):

@@ -15,6 +15,7 @@ import pytest
 from modelfiles import Storage, View, weights, whole, write_gguf, write_torch
 from safetensors.numpy import load_file, save_file
 
+from modelfs.compression import run as run_module
 from modelfs.compression.journal import Destination
 from modelfs.compression.layout import ModelFile, layout_of
 from modelfs.compression.pool import LocalPool
@@ -247,6 +248,53 @@ def test_pruning_across_tensors_has_one_threshold(model: Compressed) -> None:
     assert (zeros["small"] + zeros["large"]) / 2 == pytest.approx(0.5, abs=0.01)
     document = outcome.document()["recipe"]
     assert isinstance(document, dict) and document["rule"][0]["prune"]["threshold"] > 0
+
+
+def test_one_threshold_is_found_over_all_shards_whatever_survey_reads_which(model: Compressed,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [weights(64, 100, seed=seed) * np.float32(scale) for seed, scale in enumerate((0.01, 0.5, 1, 100))]
+    for number, layer in enumerate(layers):
+        save_file({"w": layer}, model.source / f"{number}.safetensors")
+    recipe = {"rule": [{"prune": {"sparsity": 0.5, "scope": "global"}}]}
+    monkeypatch.setattr(run_module, "_SURVEY_BYTES", 1)  # a survey for each tensor
+    outcome = model.run(recipe)
+    threshold = outcome.document()["recipe"]["rule"][0]["prune"]["threshold"]  # type: ignore[index]
+    assert threshold == pytest.approx(np.median(np.abs(np.concatenate(layers))), rel=0.01)
+    for number, layer in enumerate(layers):
+        made = load_file(model.made / f"{number}.safetensors")["w"]
+        assert np.array_equal(made, np.where(np.abs(layer) < threshold, 0, layer))
+    assert [float((layer == 0).mean()) for layer in (load_file(model.made / f"{number}.safetensors")["w"]
+                                                     for number in (0, 3))] == [1.0, pytest.approx(0, abs=0.01)]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_big_endian_file_with_fewer_values_than_clusters_keeps_every_bit(model: Compressed, order: str) -> None:
+    few = np.asarray(weights(12).astype(">f4")[np.random.default_rng(2).integers(0, 12, (64, 100))], order=order)  # type: ignore[call-overload]
+    np.save(model.source / "x.npy", few)
+    np.save(model.source / "y.npy", np.asarray(weights(64, 100).astype(">f4"), order=order))  # type: ignore[call-overload]
+    outcome = model.run("kmeans16")
+    assert model.differing("x.npy") == [] and [each.method for _, each in outcome.tensors] == ["k-means 16"] * 2
+    made = np.load(model.made / "y.npy")
+    assert made.dtype == ">f4" and len(np.unique(made)) == 16
+    assert np.corrcoef(made.ravel(), weights(64, 100).ravel())[0, 1] > 0.99
+
+
+def test_of_rows_that_four_does_not_divide_the_rest_has_two_weights_left(model: Compressed) -> None:
+    """In GGUF, and of a convolution: there all axes but the first are a row."""
+    matrix, kernel = weights(60, 101), weights(64, 11, 3, 3, seed=2)
+    write_gguf(model.source / "x.gguf", {"w": matrix})
+    save_file({"conv": kernel}, model.source / "y.safetensors")
+    model.run("prune2:4")
+    data = (model.made / "x.gguf").read_bytes()
+    flat = np.frombuffer(data[-((matrix.nbytes + 31) // 32 * 32):], np.float32)[:matrix.size].reshape(matrix.shape)
+    conv = load_file(model.made / "y.safetensors")["conv"].reshape(64, 99)
+    for made, old in ((flat, matrix), (conv, kernel.reshape(64, 99))):
+        assert np.array_equal(made[made != 0], old[made != 0])
+        for start in range(0, made.shape[1], 4):
+            group, before = made[:, start:start + 4], np.abs(old[:, start:start + 4])
+            kept = min(2, group.shape[1])
+            assert (np.count_nonzero(group, axis=1) == kept).all()
+            assert np.array_equal(np.sort(np.abs(group))[:, -kept:], np.sort(before)[:, -kept:])
 
 
 def test_a_recipe_that_matches_nothing_says_why_and_makes_nothing(model: Compressed) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelfiles import weights
+from modelfiles import weights, whole, write_gguf, write_torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -129,8 +129,13 @@ def test_a_part_that_has_a_tensors_name_is_refused(tmp_path: Path, pool: LocalPo
         run(tmp_path / "x.safetensors", tmp_path / "n.safetensors", {"quantise": {"bits": 8}}, True, pool)
 
 
-def test_other_formats_are_refused_before_anything_is_made(tmp_path: Path, pool: LocalPool) -> None:
-    np.save(tmp_path / "x.npy", weights(64, 100))
+@pytest.mark.parametrize("format", ["npy", "npz", "gguf", "pt"])
+def test_other_formats_are_refused_before_anything_is_made(format: str, tmp_path: Path, pool: LocalPool) -> None:
+    array, view = weights(64, 100), whole("0", weights(64, 100))
+    path = tmp_path / f"x.{format}"
+    {"npy": lambda: np.save(path, array), "npz": lambda: np.savez(path, w=array),
+     "gguf": lambda: write_gguf(path, {"w": array}), "pt": lambda: write_torch(path, {"w": view}, [view.storage]),
+     }[format]()
     with pytest.raises(BadInput, match="only safetensors files can hold them"):
-        run(tmp_path / "x.npy", tmp_path / "n.npy", {"quantise": {"bits": 8}}, True, pool)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
+        run(path, tmp_path / f"n.{format}", {"quantise": {"bits": 8}}, True, pool)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -127,6 +127,20 @@ def test_a_single_file_resumes_too_and_leaves_nothing_beside_it(runs: Runs, tmp_
     assert code == 0 and document["resumed_tensors"] >= 3 and (tmp_path / "made").is_file() and not journal.exists()
 
 
+def test_a_killed_run_with_one_threshold_for_all_keeps_it_and_comes_to_the_same(runs: Runs, tmp_path: Path) -> None:
+    slow_model(tmp_path, 7)
+    (tmp_path / "slow.toml").write_text('[[rule]]\nprune = {sparsity = 0.3, scope = "global"}\n'
+                                        'cluster = {bits = 8, group = 256}\n')
+    killed_in_the_middle(runs)
+    code, document, err = ended(runs.compress())
+    assert (code, err) == (0, "") and document["resumed_tensors"] >= 3
+    assert document["recipe"]["rule"][0]["prune"]["threshold"] > 0
+    (tmp_path / "made").rename(tmp_path / "first")
+    code, fresh, _ = ended(runs.compress())
+    assert code == 0 and fresh["recipe"] == document["recipe"] and fresh["totals"] == document["totals"]
+    assert content(tmp_path / "made") == content(tmp_path / "first")
+
+
 def test_native_dtypes_resume_too(runs: Runs, tmp_path: Path) -> None:
     source = slow_model(tmp_path)
     (source / "y.npy").unlink()
@@ -139,6 +153,8 @@ def test_native_dtypes_resume_too(runs: Runs, tmp_path: Path) -> None:
     assert sorted(content(tmp_path / "made")) == ["x.safetensors"]
     plain, back = load_file(source / "x.safetensors"), read_native(tmp_path / "made/x.safetensors")
     assert back.keys() == plain.keys() and all(len(np.unique(each[0])) == 256 for each in back.values())
+    (tmp_path / "made").rename(tmp_path / "first")
+    assert ended(runs.compress("--native-dtype"))[0] == 0 and content(tmp_path / "made") == content(tmp_path / "first")
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(runs: Runs, tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ BAD = [
     ("[[rule]]\ntensors = ['*.weight']\nskip = true\n[[rule]]\ntensors = ['a.?.weight']\ndtypes = ['F32']\n"
      "least_elements = 5000\nround = {to = 'bf16'}", "rule 2 can never match", "rule 1 before it"),
     ("[[rule", "cannot be read", "mine.toml"),
+    ("rule = " + "[" * 5000, "cannot be read", "mine.toml"),
+    ("[[rule]]\nquantise = {}\nquantise = {}", "cannot be read", "Cannot overwrite a value"),
+    ("[[rule]]\nprune = {threshold = inf}", "threshold = inf", "a number from 0"),
 ]
 
 
