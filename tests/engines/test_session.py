@@ -24,6 +24,10 @@ ALL = (1 << 64) - 1
 WANTED = (protocol.ASYNC_READ | protocol.PARALLEL_DIROPS | protocol.DO_READDIRPLUS | protocol.READDIRPLUS_AUTO
           | protocol.MAX_PAGES | protocol.INIT_EXT | protocol.PASSTHROUGH | protocol.HAS_RESEND)
 
+WRITES = (4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 51)
+"""SETATTR SYMLINK MKNOD MKDIR UNLINK RMDIR RENAME LINK WRITE SETXATTR REMOVEXATTR CREATE FALLOCATE RENAME2
+COPY_FILE_RANGE TMPFILE, as fuse.h has them."""
+
 
 class Kernel:
     """The other end of a session's descriptor."""
@@ -155,13 +159,29 @@ def test_a_kernel_that_is_too_old_is_bad_input_and_names_the_other_engine(kernel
 def test_writes_are_erofs_unknown_calls_enosys_and_forgets_are_not_answered(kernel: Make) -> None:
     made = kernel()
     made.init()
-    for opcode in protocol.WRITES:
+    for opcode in WRITES:
         assert made.ask(opcode, bytes(64)) == (errno.EROFS, b""), opcode
     for opcode in (Op.ACCESS, Op.FLUSH, Op.FSYNC, 39, 40, 46, 52, 4096):
         assert made.ask(opcode, bytes(64)) == (errno.ENOSYS, b""), opcode
     for opcode in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
         made.send(opcode, bytes(64))
     assert made.ask(Op.DESTROY) == (0, b"")
+
+
+def test_what_was_forgotten_once_or_in_a_batch_is_still_known_by_its_id(kernel: Make) -> None:
+    """Nothing is counted: an id says what it means, so that no count can be wrong."""
+    made = kernel()
+    made.init()
+    ids = [1]
+    for name in (b"acme", b"base", b"v1", b"d", b"a.bin"):
+        ids.append(int(protocol.ENTRY_OUT.unpack_from(made.ask(Op.LOOKUP, name + b"\0", ids[-1])[1])[0]))
+    told = [made.ask(Op.GETATTR, bytes(16), id) for id in ids]
+    assert [code for code, _ in told] == [0] * len(ids)
+    made.send(Op.FORGET, struct.pack("=Q", 1), ids[-1])
+    made.send(Op.FORGET, struct.pack("=Q", 1 << 40), ids[-1])  # more often than it was told
+    made.send(Op.BATCH_FORGET, struct.pack("=II", 3, 0) + b"".join(
+        struct.pack("=QQ", id, count) for id, count in ((ids[1], 1), (ids[2], 7), (99 << 36, 1))))
+    assert [made.ask(Op.GETATTR, bytes(16), id) for id in ids] == told
 
 
 def test_a_file_is_found_opened_read_and_released_by_what_each_answer_said(kernel: Make) -> None:

@@ -93,6 +93,36 @@ def test_a_signal_ends_a_reader_that_waits_for_a_store(mount: Mounter, repositor
         mounted.umount()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_who_waits_for_a_manifest_and_nobody_else_waits_for_it(mount: Mounter, tmp_path: Path,
+                                                                           number: signal.Signals) -> None:
+    built = Builder(tmp_path / "repo")
+    slow = built.push("acme/slow", {"a.bin": b"slow"})
+    built.push("acme/quick", {"a.bin": b"quick"})
+    with FaultProxy(tmp_path / "repo") as server:
+        mounted = mount(server.url, "--deadline", "10m")
+        rule = server.add("hang", f"manifests/../{slow.manifest.hex()}")
+        path = mounted / "acme/slow/v1/a.bin"
+        waiting = [subprocess.Popen(["stat", path], stdout=subprocess.DEVNULL) for _ in range(3)]
+        try:
+            until(lambda: rule.hits)
+            assert (mounted / "acme/quick/v1/a.bin").read_bytes() == b"quick"
+            assert sorted(os.listdir(mounted / "acme")) == ["quick", "slow"]
+            assert sorted(os.listdir(mounted / "acme/slow")) == ["latest", "v1"]
+            assert [process.poll() for process in waiting] == [None] * 3
+            for process in waiting:
+                process.send_signal(number)
+            assert [process.wait(30) for process in waiting] == [-number] * 3
+            assert rule.hits == 1, "all of them waited for one request"
+        finally:
+            server.clear()
+            for process in waiting:
+                process.kill()
+                process.wait(30)
+        assert path.read_bytes() == b"slow"
+        mounted.umount()
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["through the daemon", "passthrough"])
 def test_a_mount_with_maps_is_busy_and_lazily_unmounted_they_live_and_by_force_they_end(
         mount: Mounter, repository: Path, source: Path, whole: bool) -> None:

@@ -110,6 +110,17 @@ def test_neighbouring_chunks_come_in_one_request(proxy: FaultProxy) -> None:
         assert proxy.requests("packs/") == 1
 
 
+def test_a_whole_file_comes_in_ranges_of_about_sixteen_mib(tmp_path: Path) -> None:
+    push_files(make_repository(tmp_path / "large", 2 * MiB), {"w.bin": noise(6, 48 * MiB)})
+    with FaultProxy(tmp_path / "large") as proxy, reading(proxy.url) as r:
+        file = r.file("w.bin")
+        r.fetcher.ensure([Want(file, chunk) for chunk in range(24)], None, Priority.HYDRATION)
+        eventually(lambda: r.count("chunks_fetched") == 24)
+        ranges = [seen.headers["range"].removeprefix("bytes=").split("-") for seen in proxy.seen("packs/")]
+        lengths = [int(last) + 1 - int(first) for first, last in ranges]
+        assert sum(lengths) == 48 * MiB and len(lengths) <= 4 and max(lengths) <= 22 * MiB
+
+
 def test_readers_of_one_chunk_share_one_request(proxy: FaultProxy) -> None:
     proxy.add("drip", "packs/", piece=8 * KiB, interval_s=0.02)
     with reading(proxy.url) as r:

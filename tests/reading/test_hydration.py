@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +131,29 @@ def test_opening_one_shard_brings_the_set_that_one_first_the_others_in_natural_o
         asked = [int(seen.headers["range"].removeprefix("bytes=").split("-")[0]) for seen in proxy.seen("packs/")]
         asked = [start for start in asked if start in starts]
         assert [starts.index(start) for start in asked] == [2, 0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_tensors_of_a_file_come_in_the_order_of_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hydration, "_BATCH", MiB)
+    names = random.Random(4).sample([f"layer.{n}" for n in range(12)], 12)
+    header = json.dumps({name: {"dtype": "U8", "shape": [MiB], "data_offsets": [n * MiB, (n + 1) * MiB]}
+                         for n, name in enumerate(names)}).encode()
+    push_files(make_repository(tmp_path / "tensors"),
+               {"w.safetensors": struct.pack("<Q", len(header)) + header + noise(6, 12 * MiB)})
+    with FaultProxy(tmp_path / "tensors") as proxy, hydrating(proxy.url, tmp_path, "file", connections=2) as r:
+        file = r.file("w.safetensors")
+        proxy.forget()
+        r.reader.opened(file)
+        eventually(lambda: whole(file))
+        starts = {}
+        for n, name in enumerate(names):
+            chunk, = file.chunks_of(8 + len(header) + n * MiB, 1)
+            place = file.version.place(file.entry.first_row + chunk)
+            assert place
+            starts[place.pack.hex(), place.offset] = name
+        asked = [(seen.path.rpartition("/")[2], int(seen.headers["range"].removeprefix("bytes=").split("-")[0]))
+                 for seen in proxy.seen("packs/")]
+        assert [starts[each] for each in asked if each in starts] == names
 
 
 def test_a_file_of_no_set_comes_alone(root: Path, tmp_path: Path) -> None:

@@ -100,7 +100,11 @@ class Calls:
         flags = int.from_bytes(body[:4], "little")
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise Refused(errno.EROFS)
-        file = view.open(self.ids.node_of(id, view)).file
+        node = self.ids.node_of(id, view)
+        if self._nodes is not None and self._nodes.read_by_kernel(id) and _is_damaged(view, node):
+            # The kernel looks the name up again (fs/namei.c, LOOKUP_REVAL): it means the other id until it is mended.
+            raise Refused(errno.ESTALE)
+        file = view.open(node).file
         answer = protocol.FOPEN_KEEP_CACHE | protocol.FOPEN_NOFLUSH
         backing_id = None
         if self._nodes is not None and is_passthrough(id):
@@ -206,6 +210,14 @@ CALLS: Final[Mapping[int, Call]] = {
     Op.OPENDIR: Calls.opendir, Op.READDIR: Calls.readdir,
     Op.READDIRPLUS: Calls.readdirplus, Op.RELEASEDIR: Calls.releasedir, Op.STATFS: Calls.statfs,
     Op.GETXATTR: Calls.getxattr, Op.LISTXATTR: Calls.listxattr}
+
+
+def _is_damaged(view: View, node: Node) -> bool:
+    """Of a file that the kernel holds, and so nobody evicts: whether a chunk was found bad since it was handed over."""
+    if not isinstance(node, File):
+        return False
+    cache = view.model_file(node).cache
+    return not cache.whole() and cache.cached_bytes() < node.entry.size
 
 
 def errno_of(error: ModelfsError | Refused) -> int:

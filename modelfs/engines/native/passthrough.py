@@ -115,6 +115,11 @@ class OpenNodes:
         found = self._open.get(id)
         return found is not None and found.backing_id == _BY_DAEMON
 
+    def read_by_kernel(self, id: int) -> bool:
+        """Whether this id is open by passthrough."""
+        found = self._open.get(id)
+        return found is not None and found.backing_id != _BY_DAEMON
+
     def _backing_id(self, backing: Backing | None) -> int:
         if backing is None:
             return _BY_DAEMON
