@@ -12,6 +12,7 @@ import math
 import os
 import time
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from modelfs import __version__
 from modelfs.compression.tasks import Task
 from modelfs.errors import BadInput, Conflict, ModelfsError, NotFound, Unavailable
 
+_GIVEN_UP = ("KilledWorker", "FutureCancelledError", "ClosedClientError")
 _ASK_S = 1.0  # workers come and go, and the scheduler is not asked for each task
 EXAMPLE = "dask://scheduler:8786"
 
@@ -54,7 +56,14 @@ class DaskPool:
         return self._width
 
     def submit(self, task: Task) -> Future[Any]:
-        future: Future[Any] = self._executor.submit(run_task, task)
+        """Raises Unavailable where the scheduler has gone."""
+        try:
+            future: Future[Any] = self._executor.submit(run_task, task)
+        except Exception as error:
+            gone = cluster_error(error)
+            if gone is None:
+                raise
+            raise gone from error
         return future
 
     def join(self, directory: str) -> None:
@@ -89,7 +98,8 @@ class DaskPool:
             return 0
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False)
+        with suppress(Exception):  # where the scheduler has gone there is nothing to cancel
+            self._executor.shutdown(wait=False)
         self._client.close(timeout=5)
 
 
@@ -102,8 +112,8 @@ def probe(directory: str) -> tuple[str, bool]:
 
 
 def cluster_error(error: BaseException) -> ModelfsError | None:
-    """What a future of a cluster failed with, where that is the cluster's fault and no task's."""
-    if isinstance(error, CancelledError) or type(error).__name__ in ("KilledWorker", "FutureCancelledError"):
+    """What a future of a cluster, or its submission, failed with, where that is the cluster's fault and no task's."""
+    if isinstance(error, CancelledError) or type(error).__name__ in _GIVEN_UP:
         return Unavailable("the Dask cluster gave a task up", why=str(error) or type(error).__name__,
                            advice="Run it again: it goes on from what is done.")
     return None
