@@ -14,16 +14,12 @@ from numpy.typing import NDArray
 from benchmarks.bars import Bar, show_bars
 from benchmarks.codecs import best, copy_speed
 from modelfs.codecs import codec_named, difference_named, encode_chunk, encode_difference
+from modelfs.codecs.floats import BF16
 from modelfs.units import MiB
 
 CHUNK = 2 * MiB
 ELEMENTS = 4 * MiB
 BOUNDS = {1e-2: 0.26, 3e-2: 0.37}
-
-
-def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def chunks(data: NDArray[np.generic]) -> list[memoryview]:
@@ -59,7 +55,7 @@ def main() -> None:
     pick, copy = np.random.default_rng(1), copy_speed(256 * MiB)
     before = pick.normal(0, 0.02, ELEMENTS).astype(np.float32)
     forms: dict[str, tuple[int, Callable[[NDArray[np.float32]], NDArray[np.generic]]]] = {
-        "bf16": (2, bf16), "fp32": (4, lambda values: values)}
+        "bf16": (2, BF16.rounded), "fp32": (4, lambda values: values)}
     bars: list[Bar] = []
     print(f"{'':12}{'difference':>12}{'xor':>8}{'planes':>8}{'decode GB/s':>13}{'÷ copy':>8}")
     for name, (width, form) in forms.items():

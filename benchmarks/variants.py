@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.checkpoint import shard_paths, tensors_of, write_checkpoint
 from benchmarks.conditions import NAMES, Condition, condition
@@ -27,6 +26,7 @@ from benchmarks.mounts import mounted
 from benchmarks.peers import MODEL, MODELFS, REPOSITORY
 from benchmarks.processes import interruptible, run
 from benchmarks.server import bytes_sent
+from modelfs.codecs.floats import BF16
 from modelfs.units import MiB
 
 RECIPES = ("int8", "kmeans16", "prune50")
@@ -62,12 +62,7 @@ def tune(source: Path, target: Path) -> None:
         for _, tensor in tensors_of(path):
             bits = np.memmap(path, np.uint16, "r+", tensor.offset, (tensor.length // 2,))
             noise = 1 + rng.standard_normal(len(bits), np.float32) * np.float32(SIGMA)
-            bits[:] = bf16((bits.astype(np.uint32) << 16).view(np.float32) * noise)
-
-
-def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            bits[:] = BF16.rounded((bits.astype(np.uint32) << 16).view(np.float32) * noise)
 
 
 def push_all(root: Path, scratch: Path, size: int) -> int:

@@ -94,25 +94,25 @@ def tls_of(remote: RemoteConfig | None) -> TlsFiles | None:
 def sweep_of(config: Config, spec: str) -> Callable[[float], int] | None:
     """FileStore.sweep where the store is a directory; others keep no unfinished writes that we could see: object stores
     abort an upload in parts that fails, and a lifecycle rule removes what a killed process left."""
-    remote = config.remotes.get(spec)
-    url = remote.urls[0] if remote else spec
-    if is_cloud(url):
-        return None
-    store = open_store(url)
-    return store.sweep if isinstance(store, FileStore) else None
+    store = _directory_at(config, spec)
+    return store.sweep if store is not None else None
 
 
 def check_outside(config: Config, spec: str, source: Path) -> None:
     """That the repository is no directory in source, which each push would then push with all pushes before it."""
-    remote = config.remotes.get(spec)
-    url = remote.urls[0] if remote else spec
-    if is_network(url):
-        return
-    store, whole = open_store(url), os.path.realpath(source)
-    if isinstance(store, FileStore) and Path(os.path.realpath(store.root)).is_relative_to(whole):
+    store, whole = _directory_at(config, spec), os.path.realpath(source)
+    if store is not None and Path(os.path.realpath(store.root)).is_relative_to(whole):
         raise BadInput("the repository lies in what is to be pushed", where=str(store.root),
                        why=f"every push would store it once more, as files of {whole}",
                        advice="Move the repository to another directory, or name the one with the model.")
+
+
+def _directory_at(config: Config, spec: str) -> FileStore | None:
+    """The store where it is a directory; of a remote, its first."""
+    remote = config.remotes.get(spec)
+    url = remote.urls[0] if remote else spec
+    store = None if is_network(url) else open_store(url)
+    return store if isinstance(store, FileStore) else None
 
 
 def deadline_of(config: Config) -> Deadline:

@@ -129,7 +129,7 @@ def best_grouping(elements: Numbers, kind: FloatKind) -> Grouping | None:
 
 
 def _divisors_for(elements: Numbers, size: int, kind: FloatKind, divisors: tuple[Divisor, ...]) -> tuple[Divisor, ...]:
-    """None where too few of the groups are products."""
+    """Those with which groups are products, the likeliest first; none where too few are."""
     whole = len(elements) // size
     rows = np.linspace(0, whole - 1, min(whole, max(2, _SAMPLE // size))).astype(np.int64)
     sample = elements[:whole * size].reshape(whole, size)[rows]

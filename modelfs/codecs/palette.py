@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from modelfs.codecs.blocks import Bytes, Zstd, sample_of
 from modelfs.codecs.codec import CodecError
-from modelfs.codecs.parts import RAW, SLICES, TOLERANCE, ZSTD, Methods, Numbers, numbers_of, spread
+from modelfs.codecs.parts import RAW, SLICES, ZSTD, Methods, Numbers, cheapest, numbers_of, spread
 from modelfs.codecs.plain import RawCodec, ZstdCodec
 
 MOST_LEVELS: Final = 256
@@ -49,11 +49,9 @@ class PaletteCodec:
         indexes = _indexes(elements, levels)
         narrow = next(bits for bits in (1, 2, 4, 8) if len(levels) <= 1 << bits)
         sample = sample_of(indexes, SLICES)
-        found = [(bits, *part) for bits in sorted({narrow, 8}) for part in self._indexes.tried(_packed(sample, bits))]
-        bar = TOLERANCE * min(len(stored) for _, _, stored in found)
-        bits, method, _ = next(each for each in found if len(each[2]) <= bar)
-        parts = self._indexes.tried(_packed(indexes, bits))
-        method, stored = next((part for part in parts if part[0] == method), parts[0])
+        (bits, method), _ = cheapest([((bits, method), stored) for bits in sorted({narrow, 8})
+                                      for method, stored in self._indexes.tried(_packed(sample, bits))])
+        method, stored = self._indexes.by(method, _packed(indexes, bits))
         whole = b"".join((_HEAD.pack(len(levels) - 1, bits, method), levels.tobytes(), stored,
                           data[elements.nbytes:]))
         return whole if len(whole) < len(data) else None

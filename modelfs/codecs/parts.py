@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ _ENTRY = struct.Struct("<BI")
 
 Numbers: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 Part: TypeAlias = tuple[int, bytes]
+_Way = TypeVar("_Way")
 
 
 class CompactCodec(Codec, Protocol):
@@ -64,6 +65,11 @@ class Methods:
         tried = ((method, codec.encode(data.data)) for method, codec in self._codecs.items())
         return [(method, stored) for method, stored in tried if stored is not None]
 
+    def by(self, method: int, data: Bytes) -> Part:
+        """As it is where the method declines."""
+        stored = self._codecs[method].encode(data.data)
+        return (RAW, data.tobytes()) if stored is None else (method, stored)
+
     def decode(self, method: int, stored: memoryview, length: int) -> Bytes:
         codec = self._codecs.get(method)
         if codec is None:
@@ -77,8 +83,8 @@ class Methods:
         return out
 
 
-def cheapest(parts: list[Part]) -> Part:
-    """The first that comes near the smallest."""
+def cheapest(parts: list[tuple[_Way, bytes]]) -> tuple[_Way, bytes]:
+    """The first that comes near the smallest. Of each: how it was stored, and what came of it."""
     bar = TOLERANCE * min(len(stored) for _, stored in parts)
     return next(part for part in parts if len(part[1]) <= bar)
 

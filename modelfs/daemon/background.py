@@ -82,6 +82,7 @@ class ReadyPipe:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        os.set_inheritable(descriptor, False)  # who started us by exec had to pass it on
         self._said: list[str] = []
 
     def say(self, line: str) -> None:

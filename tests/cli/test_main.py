@@ -246,14 +246,7 @@ def test_notes_go_to_standard_error_and_only_results_to_standard_output(
 
 def test_on_a_terminal_there_is_progress_and_without_one_there_is_not(
         probe: Callable[..., subprocess.Popen[str]]) -> None:
-    master, slave = os.openpty()
-    with os.fdopen(master, "rb", buffering=0) as screen:
-        process = probe("chatter", stderr=slave)
-        os.close(slave)
-        shown = b""
-        while piece := _read_terminal(screen.fileno()):
-            shown += piece
-        finish(process)
+    shown = shown_on_a_terminal(lambda terminal: probe("chatter", stderr=terminal))
     assert b"work" in shown and b"\x1b[" in shown
     assert re.search(rb"[0-9-]:[0-9-]{2}:[0-9-]{2}", shown), "the time that is left"
     assert "work" not in finish(probe("chatter")).err
@@ -263,16 +256,22 @@ def test_on_a_terminal_there_is_progress_and_without_one_there_is_not(
 def test_a_tables_head_is_bold_on_a_terminal_unless_no_color_is_set(
         environ: dict[str, str], probe: Callable[..., subprocess.Popen[str]], no_color: str, bold: bool) -> None:
     environ |= {"NO_COLOR": no_color, "TERM": "xterm"}
+    shown = shown_on_a_terminal(lambda terminal: probe("hostile", stdout=terminal))
+    assert b"name" in shown and (b"\x1b[1m" in shown) is bold
+    assert "\x1b[1m" not in finish(probe("hostile")).out
+
+
+def shown_on_a_terminal(start: Callable[[int], subprocess.Popen[str]]) -> bytes:
+    """start: of a process that writes to this descriptor, to its end."""
     master, slave = os.openpty()
     with os.fdopen(master, "rb", buffering=0) as screen:
-        process = probe("hostile", stdout=slave)
+        process = start(slave)
         os.close(slave)
         shown = b""
         while piece := _read_terminal(screen.fileno()):
             shown += piece
         finish(process)
-    assert b"name" in shown and (b"\x1b[1m" in shown) is bold
-    assert "\x1b[1m" not in finish(probe("hostile")).out
+    return shown
 
 
 def _read_terminal(descriptor: int) -> bytes:
