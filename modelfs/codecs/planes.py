@@ -21,8 +21,9 @@ LZ4: Final = 1
 ZSTD: Final = 2
 _ENTRY = struct.Struct("<BI")
 _LEAST_GAIN = 0.99
-# Elements merged at a time: temporaries stay in the processor's cache and small beside a 16 MiB chunk.
-_BLOCK = 1 << 19
+# Elements merged at a time: what is passed over several times stays in the processor's cache.
+_PAIR_BLOCK = 1 << 20
+_QUAD_BLOCK = 1 << 17
 
 
 class PlanesCodec:
@@ -80,24 +81,28 @@ def _split(data: Bytes, width: int) -> list[Bytes]:
 
 
 def merge(planes: list[Bytes], out: Bytes) -> None:
-    """Widen, shift, or: 8 GB/s for two planes, 4.4 for four, where copying to every second or fourth byte does 3.2.
-
-    Blocks of a few KiB are slower (1.1 to 5.7): numpy blocks the widening itself, and each call costs 1 µs.
-    """
-    target = out.view(np.uint16 if len(planes) == 2 else np.uint32)
-    for start in range(0, len(target), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        if len(planes) == 2:
-            _pair(planes[0][block], planes[1][block], target[block])
-            continue
-        low = np.empty(len(target[block]), np.uint16)
-        high = np.empty_like(low)
+    """Widen by a copy, then multiply and or in place: 5.5 GB/s for two planes, 3.0 for four, where shifts that widen as
+    they go make 4.5 and 1.9 (numpy passes through a buffer of its own there), and copies to every second byte 2.8."""
+    if len(planes) == 2:
+        pairs = out.view(np.uint16)
+        for start in range(0, len(pairs), _PAIR_BLOCK):
+            block = slice(start, start + _PAIR_BLOCK)
+            _pair(planes[0][block], planes[1][block], pairs[block])
+        return
+    quads = out.view(np.uint32)
+    both = np.empty((2, min(_QUAD_BLOCK, len(quads))), np.uint16)
+    for start in range(0, len(quads), _QUAD_BLOCK):
+        block = slice(start, start + _QUAD_BLOCK)
+        target = quads[block]
+        low, high = both[:, :len(target)]
         _pair(planes[0][block], planes[1][block], low)
         _pair(planes[2][block], planes[3][block], high)
-        np.left_shift(high, np.uint32(16), out=target[block])
-        np.bitwise_or(target[block], low, out=target[block])
+        np.copyto(target, high)
+        np.left_shift(target, np.uint32(16), out=target)
+        np.bitwise_or(target, low, out=target)
 
 
 def _pair(low: Bytes, high: Bytes, out: npt.NDArray[Any]) -> None:
-    np.left_shift(high, np.uint16(8), out=out)
+    np.copyto(out, high)
+    np.multiply(out, np.uint16(256), out=out)  # which numpy vectorises; a shift looks at every count
     np.bitwise_or(out, low, out=out)
