@@ -124,20 +124,23 @@ class Hydration:
                     return
                 self._fetcher.ensure(wants, window, Priority.HYDRATION)
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or not window.waiting)
+            self._await(window, 0)
 
     def _enter(self, window: _Window, wants: Sequence[Want]) -> bool:
         """Wait for room in the window. False where it is over. Raises what a chunk failed with."""
         sizes = {ref.id: ref.length for ref in (want.file.ref(want.chunk) for want in wants)}
         size = sum(sizes.values())
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or window.error or not window.waiting
-                                   or window.under_way + size <= _WINDOW)
+            self._await(window, max(0, _WINDOW - size))
             if window.error:
                 raise window.error
-            window.waiting.update(sizes)
-            window.under_way = sum(window.waiting.values())
+            window.expect(sizes)
             return not self._stopped
+
+    def _await(self, window: _Window, enough: int) -> None:
+        """Under the lock: until no more than enough bytes are under way there, or a chunk failed, or this ends."""
+        window.enough = enough
+        self._changed.wait_for(lambda: self._stopped or window.error or window.under_way <= enough)
 
     def _set_of(self, file: ModelFile) -> Sequence[int]:
         """The numbers of the files that an index beside it names together with it, in natural order; else its own."""
@@ -173,10 +176,10 @@ class Hydration:
         chunks = range(file.entry.row_count)
         window = _Window(self._changed, {})
         wants = [Want(file, chunk) for chunk in chunks]
-        window.waiting.update((file.ref(chunk).id, file.ref(chunk).length) for chunk in chunks)
+        window.expect({file.ref(chunk).id: file.ref(chunk).length for chunk in chunks})
         self._fetcher.ensure(wants, window, Priority.AHEAD)
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or window.error or not window.waiting)
+            self._await(window, 0)
             if window.error:
                 raise window.error
             return b"" if self._stopped or window.kept is None else b"".join(
@@ -186,15 +189,20 @@ class Hydration:
 class _Window:
     """What is under way for one file or set: a Waiter of the fetcher. The first failure ends it.
 
+    enough: who waits is told when no more than so many bytes are under way, and not of each chunk.
     kept: for the bytes of what arrives, where they are wanted.
     """
 
     def __init__(self, changed: threading.Condition, kept: dict[ChunkId, bytes] | None = None) -> None:
         self._changed = changed
         self.waiting: dict[ChunkId, int] = {}  # decoded bytes; guarded by _changed, as the rest
-        self.under_way = 0
+        self.under_way = self.enough = 0
         self.error: ModelfsError | None = None
         self.kept = kept
+
+    def expect(self, sizes: dict[ChunkId, int]) -> None:
+        self.waiting.update(sizes)
+        self.under_way = sum(self.waiting.values())
 
     def arrived(self, id: ChunkId, decoded: memoryview) -> None:
         with self._changed:
@@ -209,7 +217,8 @@ class _Window:
 
     def _leave(self, id: ChunkId) -> None:
         self.under_way -= self.waiting.pop(id, 0)
-        self._changed.notify_all()
+        if self.under_way <= self.enough or self.error:
+            self._changed.notify_all()
 
 
 def _batches(file: ModelFile, start: int) -> Iterator[tuple[list[Want], int]]:

@@ -6,6 +6,7 @@ Rule: what is loaded is immutable but for where chunks lie (`sources`).
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 _LOG = logger_for(__name__)
 _MAX_LOADED = 64
+_KEPT_REFS = 32  # of a file
 
 
 class FileCache(Protocol):
@@ -79,6 +81,8 @@ class ModelFile:
         first, count = self.entry.first_row, self.entry.row_count
         span = version.manifest.offsets[first:first + count + 1]
         self.offsets: NDArray[np.uint64] = span - span[0]
+        self._starts: memoryview = self.offsets.data
+        self._refs: dict[int, ChunkRef] = {}  # single operations on it need no lock
         self.ahead: set[int] = set()
         """Chunks that were fetched ahead and not used yet."""
         self.settled = False
@@ -99,16 +103,18 @@ class ModelFile:
 
     def chunks_of(self, offset: int, size: int) -> range:
         """The chunks that bytes offset..offset+size touch; size at least 1, within the file."""
-        first = int(np.searchsorted(self.offsets, np.uint64(offset), side="right")) - 1
-        last = first
-        end = offset + size
-        while int(self.offsets[last + 1]) < end:
-            last += 1
-        return range(first, last + 1)
+        first = bisect_right(self._starts, offset) - 1
+        return range(first, bisect_left(self._starts, offset + size, first + 1))
 
     def ref(self, chunk: int) -> ChunkRef:
-        row, manifest = self.row(chunk), self.version.manifest
-        return ChunkRef(manifest.chunk_id(row), int(manifest.chunk_lengths[row]))
+        """Asked for several times a chunk by all who have to do with its fetching, so the last ones are kept."""
+        found = self._refs.get(chunk)
+        if found is None:
+            if len(self._refs) >= _KEPT_REFS:
+                self._refs.clear()
+            row, manifest = self.row(chunk), self.version.manifest
+            found = self._refs[chunk] = ChunkRef(manifest.chunk_id(row), int(manifest.chunk_lengths[row]))
+        return found
 
     def cached_bytes(self) -> int:
         return self.cache.cached_bytes()
