@@ -28,6 +28,7 @@ from benchmarks.bars import bars, show_bars, title
 from benchmarks.checkpoint import middle_tensor, shard_paths, write_checkpoint
 from benchmarks.conditions import NAMES, Condition, condition, proxy_ceiling
 from benchmarks.measures import digests
+from benchmarks.memory import kept_memory
 from benchmarks.peers import MODEL, MODELFS, OBJECTS, ORIGINAL, REPOSITORY, Juicefs, Peer
 from benchmarks.processes import Failed, interruptible, run
 from benchmarks.report import show_tables, write_report
@@ -36,6 +37,7 @@ from benchmarks.rounds import Work, directory, note, one_round
 
 MiB = 1 << 20
 SHORT_MIB, SHORT_ROUNDS = 256, 3
+_TIMES = 7  # what is served, three times; the original and a cache on disk, and a mount's pages
 
 
 def main() -> None:
@@ -53,8 +55,9 @@ def main() -> None:
     rounds = args.rounds or (SHORT_ROUNDS if args.short else 5)
     command = " ".join(["python -m benchmarks.compare", *sys.argv[1:]])
     try:
-        with interruptible():
+        with interruptible(), kept_memory(_TIMES * mib * MiB) as memory:
             results = compare(mib * MiB, rounds, args.engine or ["native", "fusepy"], command)
+            results.about["machine"] += memory
     except Failed as failed:
         sys.exit(f"benchmark: {failed}")
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.checkpoint import write_checkpoint
 from benchmarks.measures import drop_pages, opened, sequential_s
+from benchmarks.memory import kept_memory
 from benchmarks.peers import MODELFS
 from benchmarks.processes import cost_of
 from benchmarks.server import nginx
@@ -133,7 +134,9 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="modelfs-bench-"))
     try:
-        figures = run(128 if args.quick else args.mib, 1 if args.quick else args.rounds, args.engine, work)
+        mib, rounds = (128, 1) if args.quick else (args.mib, args.rounds)
+        with kept_memory(7 * mib * MiB):
+            figures = run(mib, rounds, args.engine, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for name, value in figures.items():
