@@ -37,7 +37,7 @@ from modelfs.cache.map_file import (
     seal_of,
 )
 from modelfs.cache.room import Room
-from modelfs.cache.system import SharedLock, allocate, allocate_range, disk_bytes, map_shared, punch, write_all
+from modelfs.cache.system import SharedLock, allocate, disk_bytes, map_shared, punch, write_all
 from modelfs.cache.usage import Usage
 from modelfs.errors import NoSpace
 
@@ -165,12 +165,10 @@ class SparseFile:
         if self.presence[row] & 1:
             return self.presence[row]
         block, start = self._room.block, int(self.chunks.offsets[row])
-        first = start // block * block
-        taken = _whole(start + len(data), block) - first
-        self._room.reserve(self._slot, taken, self._account)
+        end = start + len(data)
+        self._room.reserve(self._slot, _whole(end, block) - start // block * block, self._account)
         self._break_seal()
         try:
-            allocate_range(self.data_fd, first, min(taken, self.chunks.size - first))  # and no longer than it is
             write_all(self.data_fd, data, start)
         except OSError:
             self._free(np.array([row]))
