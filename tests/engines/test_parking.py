@@ -14,6 +14,7 @@ import pytest
 from mount.mounting import until
 from repository.builder import Builder
 
+from modelfs.cache.cache_file import Read
 from modelfs.engines.native import protocol
 from modelfs.engines.native.connection import Connection
 from modelfs.engines.native.parking import Loads, Parked, ParkedRequests
@@ -142,10 +143,53 @@ def test_a_read_at_its_deadline_is_eio_and_what_comes_later_is_nobodys(
         reads.close()
 
 
+class SlowDisk(Reader):
+    """What is read has to wait for the disk; meanwhile the first request is interrupted."""
+
+    def __init__(self, fetcher: HeldFetcher, found: Read, interrupt: Callable[[], None]) -> None:
+        super().__init__(fetcher, Metrics(), 0)  # type: ignore[arg-type]
+        self._found, self._interrupts = found, [interrupt]
+
+    def read_now(self, file: ModelFile, offset: int, out: memoryview, *, nowait: bool) -> Read:
+        if nowait:
+            return Read.BLOCK
+        if self._interrupts:
+            self._interrupts.pop()()
+        out[:] = DATA[offset:offset + len(out)]
+        return self._found
+
+
+@pytest.mark.parametrize("found", [Read.DONE, Read.MISS])
+def test_a_read_that_is_interrupted_while_it_waits_for_the_disk_is_answered_then_and_never_again(
+        file: ModelFile, parked: ParkedRequests, kernel: tuple[socket.socket, socket.socket], found: Read,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed reader with O_DIRECT waits for just this answer."""
+    monkeypatch.setattr("modelfs.engines.native.reads._DISK_THREADS", 1)
+    theirs, ours = kernel
+    connection, fetcher = Connection(ours.fileno()), HeldFetcher()
+
+    def interrupt() -> None:
+        assert parked.interrupt(2)
+        connection.fail(2, errno.EINTR)
+
+    reads = Reads(connection, SlowDisk(fetcher, found, interrupt), parked)
+    try:
+        for unique in (2, 4):  # one thread for both: when the second has its answer, the first was dealt with
+            reads.read(unique, file, 100, 500, ReplyBuffer())
+        until(lambda: not len(parked) or fetcher.waiting)
+        for waiting in fetcher.waiting:
+            waiting.arrived(ChunkId.of(DATA), memoryview(DATA))
+        until(lambda: not len(parked))
+        assert len(fetcher.waiting) == (found == Read.MISS)
+        assert answers(theirs) == [(2, errno.EINTR, b""), (4, 0, DATA[100:600])]
+    finally:
+        reads.close()
+
+
 def test_who_takes_a_request_first_has_it_alone(parked: ParkedRequests) -> None:
     for unique in range(300):
         won: list[str] = []
-        parked.put(unique, Parked(math.inf, lambda: None, lambda: None))
+        parked.put(unique, Parked())
         at_once(lambda: won.append("take") if parked.take(unique) else None,  # noqa: B023
                 lambda: won.append("interrupt") if parked.interrupt(unique) else None,  # noqa: B023
                 lambda: won.append("take") if parked.take(unique) else None)  # noqa: B023

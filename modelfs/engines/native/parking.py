@@ -6,6 +6,7 @@ interrupted and one whose deadline passes at the same moment make one answer.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -19,13 +20,17 @@ _MOST_LOADS = 64
 _TICK_S = 0.1
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Parked:
     """One request. late: called when its deadline has passed. cancel: when it was interrupted; it is answered then."""
 
-    due_s: float
-    late: Callable[[], None]
-    cancel: Callable[[], None]
+    due_s: float = math.inf
+    late: Callable[[], None] = _nothing
+    cancel: Callable[[], None] = _nothing
 
 
 class ParkedRequests:
@@ -33,6 +38,7 @@ class ParkedRequests:
 
     def __init__(self) -> None:
         self._requests: dict[int, Parked] = {}  # single operations on a dict need no lock
+        self._exchanging = threading.Lock()
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
 
@@ -42,13 +48,22 @@ class ParkedRequests:
     def put(self, unique: int, parked: Parked) -> None:
         self._requests[unique] = parked
 
+    def exchange(self, unique: int, parked: Parked) -> bool:
+        """Put in the place of what is there; False where it was interrupted, and so answered, before."""
+        with self._exchanging:
+            if unique not in self._requests:
+                return False
+            self._requests[unique] = parked
+            return True
+
     def take(self, unique: int) -> bool:
         """Whether the request was there: then the caller answers it."""
         return self._requests.pop(unique, None) is not None
 
     def interrupt(self, unique: int) -> bool:
         """Whether the request was there: then the caller answers it, and nothing else becomes of it."""
-        parked = self._requests.pop(unique, None)
+        with self._exchanging:
+            parked = self._requests.pop(unique, None)
         if parked is None:
             return False
         parked.cancel()

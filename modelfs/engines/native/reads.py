@@ -66,18 +66,25 @@ class Reads:
                 return
         found = self._reader.read_now(file, offset, buffer.data[:size], nowait=nowait)
         if found == Read.DONE:
-            try:
-                buffer.send(self._connection.device, unique, size)
-            except OSError as error:
-                self._connection.unanswered(error)
+            if nowait or self._parked.take(unique):
+                try:
+                    buffer.send(self._connection.device, unique, size)
+                except OSError as error:
+                    self._connection.unanswered(error)
         elif found == Read.BLOCK:
+            self._parked.put(unique, Parked())
             self._disk.put((unique, file, offset, size))
         else:
-            self._park(unique, file, offset, size)
+            self._park(unique, file, offset, size, anew=nowait)
 
-    def _park(self, unique: int, file: ModelFile, offset: int, size: int) -> None:
+    def _park(self, unique: int, file: ModelFile, offset: int, size: int, *, anew: bool) -> None:
+        """anew: it does not wait for the disk already."""
         read = _ParkedRead(self, unique, file, size)
-        self._parked.put(unique, Parked(time.monotonic() + self._reader.deadline_s, read.give_up, read.cancel))
+        parked = Parked(time.monotonic() + self._reader.deadline_s, read.give_up, read.cancel)
+        if anew:
+            self._parked.put(unique, parked)
+        elif not self._parked.exchange(unique, parked):
+            return
         read.waiting = self._reader.read_later(file, offset, size, read)
 
     def _read_disk(self) -> None:
@@ -87,7 +94,8 @@ class Reads:
             try:
                 self.read(unique, file, offset, size, buffer, nowait=False)
             except Exception as error:
-                self._connection.broken(unique, "READ", error)
+                if self._parked.take(unique):
+                    self._connection.broken(unique, "READ", error)
 
     def answer(self, unique: int, size: int, answer: Callable[[], None], error: ModelfsError | None) -> None:
         """For a read that waited: unless somebody else had the request meanwhile."""

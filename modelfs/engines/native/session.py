@@ -7,7 +7,6 @@ is parked. So one thread is enough, and as fast as several (4.2-4.5 GB/s either 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -180,7 +179,7 @@ class Session:
             answer(self._now)
         except NotLoaded as missing:
             parked()
-            self._parked.put(unique, Parked(math.inf, _nothing, _nothing))
+            self._parked.put(unique, Parked())
             self._loads.put(missing, lambda error: self._loaded(unique, answer, error))
         except (ModelfsError, Refused) as error:
             self._connection.fail(unique, errno_of(error))
@@ -202,10 +201,6 @@ def _request(buffer: bytearray) -> tuple[int, int, int]:
     """opcode, unique, node id."""
     _, opcode, unique, id, *_ = protocol.IN_HEADER.unpack_from(buffer)
     return opcode, unique, id
-
-
-def _nothing() -> None:
-    return None
 
 
 def _unexpected(error: BaseException) -> ModelfsError:
