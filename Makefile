@@ -69,7 +69,7 @@ bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engine
 	@$(BENCH)/bin/python -m benchmarks.transforms
 	@$(BENCH)/bin/python -m benchmarks.engine
 	@$(BENCH)/bin/python -m benchmarks.latency
-	@$(BENCH)/bin/python -m benchmarks.starting --mib 256 --rounds 3
+	@$(BENCH)/bin/python -m benchmarks.starting --mib 256
 	@$(BENCH)/bin/python -m benchmarks.compare --short $(ARGS)
 
 .PHONY: bench-full

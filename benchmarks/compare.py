@@ -36,15 +36,15 @@ from benchmarks.results import Results, about_this_run, load_average
 from benchmarks.rounds import Work, directory, note, one_round
 
 MiB = 1 << 20
-SHORT_MIB, SHORT_ROUNDS = 256, 3
+SHORT_MIB = 256
 _TIMES = 7  # what is served, three times; the original and a cache on disk, and a mount's pages
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, help="size of the checkpoint, 2048")
-    parser.add_argument("--rounds", type=int, help="5")
-    parser.add_argument("--short", action="store_true", help=f"{SHORT_MIB} MiB, {SHORT_ROUNDS} rounds")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help=f"{SHORT_MIB} MiB")
     parser.add_argument("--engine", action="append", choices=("native", "fusepy"), help="both, where they are there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
     parser.add_argument("--docs", type=Path, metavar="DIRECTORY", help="write the tables and plots there")
@@ -52,11 +52,10 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("this benchmark mounts, drops the page cache and makes a network namespace: run it as root")
     mib = args.mib or (SHORT_MIB if args.short else 2048)
-    rounds = args.rounds or (SHORT_ROUNDS if args.short else 5)
     command = " ".join(["python -m benchmarks.compare", *sys.argv[1:]])
     try:
         with interruptible(), kept_memory(_TIMES * mib * MiB) as memory:
-            results = compare(mib * MiB, rounds, args.engine or ["native", "fusepy"], command)
+            results = compare(mib * MiB, args.rounds, args.engine or ["native", "fusepy"], command)
             results.about["machine"] += memory
     except Failed as failed:
         sys.exit(f"benchmark: {failed}")
