@@ -62,7 +62,7 @@ check: $(STAMP)  ## ruff, mypy --strict, the layers
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engines, starts, peers, short: about 10 minutes, as root
+bench: $(BENCH_STAMP) system-fuse system-nginx system-network  ## codecs, engines, starts, peers, short: about 15 minutes, as root
 	@$(BENCH)/bin/python -m benchmarks.codecs --quick
 	@$(BENCH)/bin/python -m benchmarks.compact
 	@$(BENCH)/bin/python -m benchmarks.differences
