@@ -84,7 +84,7 @@ def compare(size: int, rounds: int, engines: Sequence[str], command: str) -> Res
         with directory(scratch) as own:
             juicefs.fill(original, www, own)
         names = tuple(path.name for path in shard_paths(original))
-        work = Work(scratch, original, names, digests(shard_paths(original)))
+        work = Work(scratch, original, tuple(shard_paths(on_disk)), names, digests(shard_paths(original)))
         shards = sum(path.stat().st_size for path in shard_paths(original))
         stored = sum(path.stat().st_size for path in (repository / "packs").rglob("*") if path.is_file())
         versions = particular.prepare(www, original, scratch)

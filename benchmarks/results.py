@@ -52,9 +52,11 @@ class Results:
 
     def ratio(self, condition: str, peer: str, other: str, figure: str) -> float | None:
         """peer's figure ÷ other's: the median of the rounds' ratios."""
-        ours, theirs = self.values(condition, peer, figure), self.values(condition, other, figure)
-        both = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys() if theirs[number]]
-        return statistics.median(both) if both else None
+        return _median_ratio(self.values(condition, peer, figure), self.values(condition, other, figure))
+
+    def within(self, condition: str, peer: str, figure: str, other: str) -> float | None:
+        """One of a peer's figures ÷ another one: the median of the rounds' ratios."""
+        return _median_ratio(self.values(condition, peer, figure), self.values(condition, peer, other))
 
     def peers(self) -> list[str]:
         return list(dict.fromkeys(record.peer for record in self.records))
@@ -64,6 +66,12 @@ class Results:
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _median_ratio(figures: dict[int, float], others: dict[int, float]) -> float | None:
+    """Of the rounds that have both."""
+    both = [figures[number] / others[number] for number in figures.keys() & others.keys() if others[number]]
+    return statistics.median(both) if both else None
 
 
 def read_results(path: Path) -> Results:

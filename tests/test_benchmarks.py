@@ -98,7 +98,7 @@ def test_connecting_is_no_round_trip_of_the_chain() -> None:
 def test_a_ratio_is_taken_within_each_round(tmp_path: Path) -> None:
     results = Results({}, {"size_bytes": 1})
     for number, slower in enumerate((1, 10, 3)):  # the machine
-        results.records += [Record("free", "ours", number, {"cold_s": 2.0 * slower}),
+        results.records += [Record("free", "ours", number, {"cold_s": 2.0 * slower, "beside_s": 3.0 * slower}),
                             Record("free", "theirs", number, {"cold_s": 1.0 * slower})]
     results.records.append(Record("free", "theirs", 3, {"cold_s": 100.0}))  # a round that only one of them has
     results.write(tmp_path / "results.json")
@@ -106,6 +106,8 @@ def test_a_ratio_is_taken_within_each_round(tmp_path: Path) -> None:
         assert each.ratio("free", "ours", "theirs", "cold_s") == 2
         assert each.median("free", "ours", "cold_s") == 6
         assert each.ratio("free", "ours", "nobody", "cold_s") is None
+        assert each.within("free", "ours", "beside_s", "cold_s") == 1.5
+        assert each.within("free", "theirs", "beside_s", "cold_s") is None
 
 
 @pytest.mark.parametrize("bar, verdict", [
