@@ -38,23 +38,17 @@ class ParkedRequests:
 
     def __init__(self) -> None:
         self._requests: dict[int, Parked] = {}  # single operations on a dict need no lock
-        self._exchanging = threading.Lock()
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
 
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __contains__(self, unique: int) -> bool:
+        return unique in self._requests
+
     def put(self, unique: int, parked: Parked) -> None:
         self._requests[unique] = parked
-
-    def exchange(self, unique: int, parked: Parked) -> bool:
-        """Put in the place of what is there; False where it was interrupted, and so answered, before."""
-        with self._exchanging:
-            if unique not in self._requests:
-                return False
-            self._requests[unique] = parked
-            return True
 
     def take(self, unique: int) -> bool:
         """Whether the request was there: then the caller answers it."""
@@ -62,8 +56,7 @@ class ParkedRequests:
 
     def interrupt(self, unique: int) -> bool:
         """Whether the request was there: then the caller answers it, and nothing else becomes of it."""
-        with self._exchanging:
-            parked = self._requests.pop(unique, None)
+        parked = self._requests.pop(unique, None)
         if parked is None:
             return False
         parked.cancel()

@@ -48,7 +48,7 @@ class Reads:
     def __init__(self, connection: Connection, reader: Reader, parked: ParkedRequests) -> None:
         self._connection, self._reader, self._parked = connection, reader, parked
         self._rooms: list[mmap.mmap] = []  # single operations on a list need no lock
-        self._disk: queue.SimpleQueue[tuple[int, ModelFile, int, int] | None] = queue.SimpleQueue()
+        self._disk: queue.SimpleQueue[_ParkedRead | None] = queue.SimpleQueue()
         for number in range(_DISK_THREADS):
             threading.Thread(target=self._read_disk, name=f"read-{number}", daemon=True).start()
 
@@ -56,46 +56,47 @@ class Reads:
         for _ in range(_DISK_THREADS):
             self._disk.put(None)
 
-    def read(self, unique: int, file: ModelFile, offset: int, size: int, buffer: ReplyBuffer, *,
-             nowait: bool = True) -> None:
-        """Answer the request, now or later. buffer: this thread's. nowait: not even for the disk."""
+    def read(self, unique: int, file: ModelFile, offset: int, size: int, buffer: ReplyBuffer) -> None:
+        """Answer the request, now or later. buffer: this thread's."""
         if offset + size > file.size:
             size = file.size - offset
             if size <= 0:
                 self._connection.answer(unique, b"")
                 return
-        found = self._reader.read_now(file, offset, buffer.data[:size], nowait=nowait)
+        found = self._reader.read_now(file, offset, buffer.data[:size], nowait=True)
         if found == Read.DONE:
-            if nowait or self._parked.take(unique):
-                try:
-                    buffer.send(self._connection.device, unique, size)
-                except OSError as error:
-                    self._connection.unanswered(error)
-        elif found == Read.BLOCK:
-            self._parked.put(unique, Parked())
-            self._disk.put((unique, file, offset, size))
-        else:
-            self._park(unique, file, offset, size, anew=nowait)
-
-    def _park(self, unique: int, file: ModelFile, offset: int, size: int, *, anew: bool) -> None:
-        """anew: it does not wait for the disk already."""
-        read = _ParkedRead(self, unique, file, size)
-        parked = Parked(time.monotonic() + self._reader.deadline_s, read.give_up, read.cancel)
-        if anew:
-            self._parked.put(unique, parked)
-        elif not self._parked.exchange(unique, parked):
+            self._send(buffer, unique, size)
             return
-        read.waiting = self._reader.read_later(file, offset, size, read)
+        read = _ParkedRead(self, unique, file, offset, size)
+        self._parked.put(unique, Parked(time.monotonic() + self._reader.deadline_s, read.give_up, read.cancel))
+        if found == Read.BLOCK:
+            self._disk.put(read)
+        else:
+            read.waiting = self._reader.read_later(file, offset, size, read)
 
     def _read_disk(self) -> None:
         buffer = ReplyBuffer()
-        while (asked := self._disk.get()) is not None:
-            unique, file, offset, size = asked
+        while (read := self._disk.get()) is not None:
             try:
-                self.read(unique, file, offset, size, buffer, nowait=False)
+                self._finish(read, buffer)
             except Exception as error:
-                if self._parked.take(unique):
-                    self._connection.broken(unique, "READ", error)
+                if self._parked.take(read.unique):
+                    self._connection.broken(read.unique, "READ", error)
+
+    def _finish(self, read: _ParkedRead, buffer: ReplyBuffer) -> None:
+        """Wait for the disk; what has gone meanwhile is fetched, unless the request has, too."""
+        file, offset, size = read.file, read.offset, read.size
+        if self._reader.read_now(file, offset, buffer.data[:size], nowait=False) == Read.DONE:
+            if self._parked.take(read.unique):
+                self._send(buffer, read.unique, size)
+        elif read.unique in self._parked:
+            read.waiting = self._reader.read_later(file, offset, size, read)
+
+    def _send(self, buffer: ReplyBuffer, unique: int, size: int) -> None:
+        try:
+            buffer.send(self._connection.device, unique, size)
+        except OSError as error:
+            self._connection.unanswered(error)
 
     def answer(self, unique: int, size: int, answer: Callable[[], None], error: ModelfsError | None) -> None:
         """For a read that waited: unless somebody else had the request meanwhile."""
@@ -126,27 +127,28 @@ class Reads:
 class _ParkedRead:
     """A reader's Answer, and what happens to the request otherwise."""
 
-    def __init__(self, reads: Reads, unique: int, file: ModelFile, size: int) -> None:
-        self._reads, self._unique, self._file, self._size = reads, unique, file, size
+    def __init__(self, reads: Reads, unique: int, file: ModelFile, offset: int, size: int) -> None:
+        self._reads = reads
+        self.unique, self.file, self.offset, self.size = unique, file, offset, size
         self._room: mmap.mmap | None = None
-        self.waiting: Waiting | None = None  # set a moment after the request was put aside
+        self.waiting: Waiting | None = None  # set once it is fetched, some time after the request was put aside
 
     def room(self) -> memoryview:
         self._room = self._reads.take_room()
-        return memoryview(self._room)[:self._size]
+        return memoryview(self._room)[:self.size]
 
     def done(self, data: memoryview) -> None:
-        self._reads.answer(self._unique, self._size, lambda: self._reads.send(self._unique, data), None)
+        self._reads.answer(self.unique, self.size, lambda: self._reads.send(self.unique, data), None)
         if self._room is not None:
             self._reads.leave_room(self._room)
 
     def failed(self, error: ModelfsError) -> None:
-        self._reads.answer(self._unique, self._size, lambda: self._reads.fail(self._unique), error)
+        self._reads.answer(self.unique, self.size, lambda: self._reads.fail(self.unique), error)
 
     def give_up(self) -> None:
         """At the deadline."""
         if self.waiting is not None:
-            error = self._reads.give_up(self._file, self.waiting)
+            error = self._reads.give_up(self.file, self.waiting)
             if error is not None:
                 self.failed(error)
 
