@@ -37,7 +37,6 @@ from benchmarks.rounds import Work, directory, note, one_round
 
 MiB = 1 << 20
 SHORT_MIB = 256
-_TIMES = 7  # what is served, three times; the original and a cache on disk, and a mount's pages
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
     mib = args.mib or (SHORT_MIB if args.short else 2048)
     command = " ".join(["python -m benchmarks.compare", *sys.argv[1:]])
     try:
-        with interruptible(), kept_memory(_TIMES * mib * MiB) as memory:
+        with interruptible(), kept_memory(mib * MiB) as memory:
             results = compare(mib * MiB, args.rounds, args.engine or ["native", "fusepy"], command)
             results.about["machine"] += memory
     except Failed as failed:

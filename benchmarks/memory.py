@@ -19,14 +19,16 @@ import numpy as np
 
 _ORDER = Path("/sys/module/page_reporting/parameters/page_reporting_order")
 _NONE = "11"  # beyond the largest block that the kernel keeps free (MAX_PAGE_ORDER, 10): nothing is large enough
+_TIMES = 7  # of a checkpoint: what is served, three times; the original and a cache on disk, and a mount's pages
 _PIECE = 1 << 30
 _MOST = 0.7
 
 
 @contextmanager
-def kept_memory(need: int) -> Iterator[str]:
-    """Free page reporting held off, and need bytes (or most of what is free) touched once. Yields what to say of it
-    behind the machine; nothing where the machine has no such thing, or does not let us."""
+def kept_memory(size: int) -> Iterator[str]:
+    """Free page reporting held off, and what a checkpoint of so many bytes needs (or most of what is free) touched
+    once. Yields what to say of it behind the machine; nothing where the machine has no such thing, or does not let us.
+    Within `interruptible`: SIGTERM alone would leave it so."""
     try:
         before = _ORDER.read_text().strip()
         _ORDER.write_text(_NONE)
@@ -34,7 +36,7 @@ def kept_memory(need: int) -> Iterator[str]:
         yield ""
         return
     try:
-        touch(min(need, int(_available() * _MOST)))
+        touch(min(_TIMES * size, int(_available() * _MOST)))
         yield ", free page reporting held off"
     finally:
         _ORDER.write_text(before)

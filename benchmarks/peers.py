@@ -167,7 +167,8 @@ def curl(url: str, scratch: Path) -> Iterator[Opened]:
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
                 raise Failed(f"curl of {name}: exit {process.returncode}")
-            spent = Cost(spent.cpu_s + used.ru_utime + used.ru_stime, max(spent.peak_bytes, used.ru_maxrss * 1024))
+            # not its ru_maxrss, into which the kernel counts what we had when it was started (fs/exec.c, exec_mmap)
+            spent = Cost(spent.cpu_s + used.ru_utime + used.ru_stime, 0)
     yield Opened(files, lambda: spent, bring)
 
 

@@ -26,7 +26,7 @@ from benchmarks.checkpoint import write_checkpoint
 from benchmarks.measures import drop_pages, opened, sequential_s
 from benchmarks.memory import kept_memory
 from benchmarks.peers import MODELFS
-from benchmarks.processes import cost_of
+from benchmarks.processes import cost_of, interruptible
 from benchmarks.server import nginx
 
 MiB = 1 << 20
@@ -135,7 +135,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="modelfs-bench-"))
     try:
         mib, rounds = (128, 1) if args.quick else (args.mib, args.rounds)
-        with kept_memory(7 * mib * MiB):
+        with interruptible(), kept_memory(mib * MiB):
             figures = run(mib, rounds, args.engine, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)

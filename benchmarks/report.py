@@ -40,7 +40,7 @@ def reads_table(results: Results) -> Table:
             f"{reads / random_s:,.0f}" if random_s else "–",
             number(results.median(FREE, peer, "load_s")),
             "–" if local else number(results.median(FREE, peer, "cpu_s")),
-            "–" if local else number(results.median(FREE, peer, "peak_bytes"), 1 << 20, "{:.0f}"),
+            number(results.median(FREE, peer, "peak_bytes") or None, 1 << 20, "{:.0f}"),
             "–" if local else number(fetched, results.facts["size_bytes"])])
     return rows
 

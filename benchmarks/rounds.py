@@ -79,7 +79,7 @@ def one_round(found: Condition, peers: Sequence[Peer], number: int, work: Work, 
                 if found.shaped:
                     note(f"{found.name}, round {number + 1}: {peer.name}: cold {figures['cold_s']:.2f} s")
                 else:
-                    figures |= warm(found, opened, work)
+                    figures |= warm(found, opened, work, beside=peer.name.startswith("modelfs"))
                     note(f"{found.name}, round {number + 1}: {peer.name}: cold {figures['cold_s']:.2f} s, "
                          f"warm {figures['warm_s']:.2f} s")
         if not found.shaped:
@@ -103,15 +103,17 @@ def cold(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
             "fetched_bytes": bytes_sent(found.server.requests(since))}
 
 
-def warm(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
+def warm(found: Condition, opened: Opened, work: Work, *, beside: bool) -> dict[str, float]:
     """What was read before, from the peer's disk cache, with the page cache dropped before each.
 
     Once untimed, then twice, of which the better counts: a virtual disk reads what was just written at half the speed
     at first, a plain file, too, and memory that was given back to the host comes at a fifth of its speed (1 GiB each
-    time: a local file in 0.45 to 1.62 s). The local file takes its turn in between (beside_…): of two plain files that
-    were read minutes apart, one had 0.93 to 1.10 of the other's speed.
+    time: a local file in 0.45 to 1.62 s).
+    beside: the local file takes its turn in between (beside_…), for the bars: of two plain files that were read minutes
+    apart, one had 0.93 to 1.10 of the other's speed.
     """
     paths = work.paths(opened)
+    turns = [paths, work.local] if beside else [paths]
     for _ in range(WARMING_PASSES):
         since = found.server.position()
         drop_pages()
@@ -120,8 +122,8 @@ def warm(found: Condition, opened: Opened, work: Work) -> dict[str, float]:
             break
     since, figures = found.server.position(), {}
     for name, read in WARM.items():
-        both = [(_from_disk(read, paths), _from_disk(read, work.local)) for _ in range(2)]
-        figures[name], figures[f"beside_{name}"] = map(min, zip(*both, strict=True))
+        passes = [[_from_disk(read, each) for each in turns] for _ in range(2)]
+        figures |= dict(zip((name, f"beside_{name}"), map(min, *passes), strict=False))
     found.server.position()
     return figures | {"random_reads": RANDOM_READS, "peak_bytes": opened.cost().peak_bytes,
                       "warm_fetched_bytes": bytes_sent(found.server.requests(since))}
